@@ -1,0 +1,1 @@
+"""Value types that the stages exchange. Nothing here imports torch or transformers."""

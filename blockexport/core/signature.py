@@ -1,0 +1,34 @@
+"""What an engine takes and gives, by name."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TensorSpec(BaseModel):
+    """One input or output; a dimension is a size or the name of a dynamic axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Signature(BaseModel):
+    """Inputs and outputs of one engine, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def past_name(block: int, part: Literal["key", "value"]) -> str:
+    """Cache input of an original block, (batch, kv_heads, capacity, head_dim)."""
+    return f"past_key_values.{block}.{part}"
+
+
+def present_name(block: int, part: Literal["key", "value"]) -> str:
+    """Cache output of an original block; bound to the same memory as its input."""
+    return f"present.{block}.{part}"
