@@ -1,0 +1,1 @@
+"""Models: loading checkpoints, finding blocks, and the demo models."""

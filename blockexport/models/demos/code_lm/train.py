@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=TrainConfig.num_steps)
+    parser.add_argument("--steps", type=int, default=TrainConfig().num_steps)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(TrainConfig(num_steps=args.steps), args.out)

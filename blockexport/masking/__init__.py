@@ -1,0 +1,1 @@
+"""The eager masked reference, and the same mask baked into a static module."""

@@ -1,0 +1,82 @@
+"""The eager masked reference: the unpruned model with some blocks passed over, the oracle of every gate."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from blockexport.core.masks import DepthMask
+from blockexport.errors import MaskError
+from blockexport.masking.skip import cache_hook
+from blockexport.models.loaded import LoadedModel, as_loaded
+
+_ACTIVE = "_blockexport_mask"
+
+
+def _pass_through(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return hidden_states
+
+
+class MaskedModel:
+    """Applies a mask to a model in place and takes it off again.
+
+    Exact for padded batches and cached generation: a kept block sees just what it would see in a model from which
+    the skipped blocks had been removed. Use as a context manager, or call `apply` and `remove`.
+    """
+
+    def __init__(self, model: LoadedModel | nn.Module, mask: DepthMask) -> None:
+        self._model = as_loaded(model)
+        self._model.check_mask(mask)
+        self._mask = mask
+        self._hook: RemovableHandle | None = None
+
+    def apply(self) -> None:
+        """Skip the masked blocks from now on.
+
+        Raises:
+            MaskError: a mask is already applied to this model; masks do not nest.
+        """
+        module = self._model.module
+        if hasattr(module, _ACTIVE):
+            msg = "this model already has a mask applied; remove it first, masks do not nest"
+            raise MaskError(msg)
+        is_decoder = self._model.spec.kind == "decoder"
+        self._hook = module.register_forward_pre_hook(cache_hook(self._mask, is_decoder=is_decoder), with_kwargs=True)
+        object.__setattr__(module, _ACTIVE, self._mask)
+        for block in self._mask.skipped:
+            # An instance attribute shadows the class's forward; deleting it brings the original back.
+            object.__setattr__(self._model.blocks[block], "forward", _pass_through)
+
+    def remove(self) -> None:
+        """Run all blocks again; without effect when no mask is applied."""
+        if self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        object.__delattr__(self._model.module, _ACTIVE)
+        for block in self._mask.skipped:
+            object.__delattr__(self._model.blocks[block], "forward")
+
+    def __enter__(self) -> Self:
+        self.apply()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def masked(model: LoadedModel | nn.Module, mask: DepthMask) -> MaskedModel:
+    """A context manager in which `model` runs only the blocks that `mask` keeps.
+
+    Args:
+        model: a loaded model, or a transformers module.
+        mask: which blocks run.
+
+    Raises:
+        MaskError: the mask is for another number of blocks.
+    """
+    return MaskedModel(model, mask)

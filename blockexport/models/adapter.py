@@ -1,0 +1,98 @@
+"""Where an architecture keeps its blocks and what its export needs: the seam between models and everything else.
+
+Most architectures need no code here: the blocks are the one `ModuleList` as long as the configuration says, and the
+cache layout is read off a forward of one token. An architecture that differs gets a file of its own and an entry in
+`_ADAPTERS`.
+"""
+
+import importlib
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from blockexport.core.model import KvSpec, ModelKind
+from blockexport.errors import ModelSupportError
+
+
+class ModelAdapter(Protocol):
+    """What the stages ask of an architecture."""
+
+    def blocks(self, module: nn.Module) -> nn.ModuleList:
+        """The prunable blocks, in order."""
+
+    def kind(self, module: nn.Module) -> ModelKind:
+        """Decoder, encoder or vision."""
+
+    def kv_layout(self, module: nn.Module) -> tuple[KvSpec, ...]:
+        """Per block, its cache row; empty for models without a cache."""
+
+    def prepare_for_export(self, module: nn.Module) -> None:
+        """Switch a copy of the model to forms that trace to a static graph."""
+
+
+class TreeAdapter:
+    """The common case: everything is found from the module tree and the configuration."""
+
+    def blocks(self, module: nn.Module) -> nn.ModuleList:
+        """The one `ModuleList` with `num_hidden_layers` children of one class.
+
+        Raises:
+            ModelSupportError: there is none, or more than one.
+        """
+        wanted = self._num_blocks(module)
+        found = {
+            name: child
+            for name, child in module.named_modules()
+            if isinstance(child, nn.ModuleList) and len(child) == wanted and len({type(item) for item in child}) == 1
+        }
+        if len(found) != 1:
+            listed = ", ".join(found) or "none"
+            msg = (
+                f"{type(module).__name__} must have one ModuleList of {wanted} blocks (num_hidden_layers), found: {listed}; "
+                "add an adapter for this architecture (see CONTRIBUTING.md)"
+            )
+            raise ModelSupportError(msg)
+        return next(iter(found.values()))
+
+    def kind(self, module: nn.Module) -> ModelKind:
+        """Told by the model's main input and by whether it can generate."""
+        if getattr(module, "main_input_name", "input_ids") == "pixel_values":
+            return "vision"
+        can_generate = getattr(module, "can_generate", lambda: False)
+        return "decoder" if can_generate() and getattr(module.config, "is_decoder", True) else "encoder"
+
+    def kv_layout(self, module: nn.Module) -> tuple[KvSpec, ...]:
+        """Read off the cache that a forward of one token fills."""
+        if self.kind(module) != "decoder":
+            return ()
+        with torch.no_grad():
+            cache = module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
+        return tuple(KvSpec(num_heads=layer.keys.shape[1], head_dim=layer.keys.shape[3]) for layer in cache.layers)
+
+    def prepare_for_export(self, module: nn.Module) -> None:
+        """Compute all experts of a mixture at once: choosing among them in Python cannot be traced."""
+        if getattr(module.config, "num_experts", None) or getattr(module.config, "num_local_experts", None):
+            module.set_experts_implementation("batched_mm")
+
+    def _num_blocks(self, module: nn.Module) -> int:
+        config = module.config.get_text_config(decoder=True) if hasattr(module, "config") else None
+        num_blocks = getattr(config, "num_hidden_layers", None)
+        if not isinstance(num_blocks, int):
+            msg = f"{type(module).__name__} has no config.num_hidden_layers; add an adapter for this architecture"
+            raise ModelSupportError(msg)
+        return num_blocks
+
+
+# model_type -> "module:class"; only architectures for which TreeAdapter is wrong.
+_ADAPTERS: dict[str, str] = {}
+
+
+def resolve_adapter(module: nn.Module) -> ModelAdapter:
+    """The adapter of a model's architecture."""
+    model_type = getattr(getattr(module, "config", None), "model_type", "")
+    if model_type not in _ADAPTERS:
+        return TreeAdapter()
+    module_name, _, class_name = _ADAPTERS[model_type].partition(":")
+    adapter: ModelAdapter = getattr(importlib.import_module(module_name), class_name)()
+    return adapter

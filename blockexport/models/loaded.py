@@ -1,0 +1,137 @@
+"""A model in memory, with what the stages need to know about it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockexport.core.masks import DepthMask
+from blockexport.core.model import ModelSpec
+from blockexport.errors import MaskError, ModelSupportError
+from blockexport.models.adapter import ModelAdapter, resolve_adapter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """One trained model; calling it calls the module.
+
+    Attributes:
+        module: the `nn.Module` underneath, the stock transformers class where there is one.
+        spec: identity and shape.
+        adapter: the architecture's seam.
+        tokenizer_dir: folder holding `tokenizer.json`, if the checkpoint has one.
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    adapter: ModelAdapter
+    tokenizer_dir: Path | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The prunable blocks, in order."""
+        return self.adapter.blocks(self.module)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return self.spec.num_blocks
+
+    def check_mask(self, mask: DepthMask) -> None:
+        """Refuse a mask of another model size, or one that the configuration's per-block lists cannot follow.
+
+        Raises:
+            MaskError: the sizes differ.
+            ModelSupportError: a per-block list in the configuration does not have one entry per block.
+        """
+        if mask.num_blocks != self.num_blocks:
+            msg = f"the mask is for {mask.num_blocks} blocks, but {self.spec.name} has {self.num_blocks}"
+            raise MaskError(msg)
+        check_per_block_lists(self.module, self.num_blocks)
+
+
+# Lists that transformers' configurations index by block.
+_PER_BLOCK_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "layers_block_type")
+
+
+def check_per_block_lists(module: nn.Module, num_blocks: int) -> None:
+    """Check that every per-block list in the configuration has one entry per block.
+
+    Raises:
+        ModelSupportError: one has not; masking would pair blocks with other blocks' settings.
+    """
+    config = module.config.get_text_config(decoder=True)
+    for name in _PER_BLOCK_LISTS:
+        entries = getattr(config, name, None)
+        if entries is not None and len(entries) != num_blocks:
+            msg = (
+                f"config.{name} has {len(entries)} entries for {num_blocks} blocks; "
+                "every per-block list must have one entry per block, correct config.json"
+            )
+            raise ModelSupportError(msg)
+
+
+def wrap_module(module: nn.Module, *, name: str = "", tokenizer_dir: Path | None = None, digest: str = "") -> LoadedModel:
+    """Make a `LoadedModel` of a transformers module that is already in memory.
+
+    Raises:
+        ModelSupportError: the architecture has no recognisable blocks.
+    """
+    module.eval()
+    adapter = resolve_adapter(module)
+    blocks = adapter.blocks(module)
+    check_per_block_lists(module, len(blocks))
+    config: Any = module.config
+    text = config.get_text_config(decoder=True)
+    kind = adapter.kind(module)
+    stop = getattr(text, "eos_token_id", None)
+    spec = ModelSpec(
+        name=name or type(module).__name__,
+        architecture=type(module).__name__,
+        kind=kind,
+        num_blocks=len(blocks),
+        digest=digest or digest_module(module),
+        kv=adapter.kv_layout(module),
+        vocab_size=0 if kind == "vision" else text.vocab_size,
+        context_tokens=0 if kind == "vision" else int(getattr(text, "max_position_embeddings", 0) or 0),
+        image_shape=_image_shape(config) if kind == "vision" else (),
+        output=_output_name(module),
+        stop_tokens=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+        pad_token=getattr(text, "pad_token_id", None) or 0,
+    )
+    return LoadedModel(module, spec, adapter, tokenizer_dir)
+
+
+def as_loaded(model: "LoadedModel | nn.Module") -> LoadedModel:
+    """Accept a bare transformers module wherever a `LoadedModel` is wanted."""
+    return model if isinstance(model, LoadedModel) else wrap_module(model)
+
+
+def digest_module(module: nn.Module) -> str:
+    """SHA-256 over the configuration and every parameter and buffer, in name order."""
+    state = hashlib.sha256()
+    config = module.config.to_dict()
+    # Where a checkpoint lies and which library version wrote it do not change the model.
+    volatile = {"_name_or_path", "transformers_version", "_attn_implementation_autoset"}
+    state.update(repr(sorted((key, str(value)) for key, value in config.items() if key not in volatile)).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def _image_shape(config: Any) -> tuple[int, ...]:
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return (config.num_channels, height, width)
+
+
+def _output_name(module: nn.Module) -> Any:
+    """Heads give logits; a bare trunk gives hidden states. A head is what the trunk's class lacks."""
+    return "last_hidden_state" if getattr(module, "base_model", module) is module else "logits"
