@@ -1,0 +1,1 @@
+"""Marked program to marked ONNX model, one target a file."""
