@@ -26,6 +26,7 @@ class ModelSpec(BaseModel):
             pass) or `vision` (pixels to logits or hidden states in one pass).
         num_blocks: prunable blocks.
         digest: SHA-256 over configuration and weights.
+        block_path: dotted name of the block list within the model, e.g. `model.layers`.
         kv: per block, its cache row; empty for models without a cache.
         vocab_size: tokens the embedding knows; 0 for vision.
         context_tokens: most positions the model can place; 0 when unlimited or not tokens.
@@ -42,6 +43,7 @@ class ModelSpec(BaseModel):
     kind: ModelKind
     num_blocks: int
     digest: str
+    block_path: str = ""
     kv: tuple[KvSpec, ...] = ()
     vocab_size: int = 0
     context_tokens: int = 0

@@ -270,9 +270,10 @@ def _single_pass_case(model: LoadedModel, module: nn.Module, context: _Context) 
     if model.spec.kind == "vision":
         pixels = torch.zeros(_BATCH, *model.spec.image_shape, dtype=next(module.parameters()).dtype)
         return wrapper, (pixels,), ("pixel_values",), {"pixel_values": {0: "batch"}}, (model.spec.output,)
-    tokens = torch.ones(_BATCH, _SEQ, dtype=torch.long)
+    # Two arguments that are one tensor would be traced as one input.
+    tokens, mask = (torch.ones(_BATCH, _SEQ, dtype=torch.long) for _ in range(2))
     axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "attention_mask")}
-    return wrapper, (tokens, tokens), tuple(axes), axes, (model.spec.output,)
+    return wrapper, (tokens, mask), tuple(axes), axes, (model.spec.output,)
 
 
 def _shapes(names: tuple[str, ...], axes: dict[str, dict[int, str]], is_decoder: bool) -> Any:

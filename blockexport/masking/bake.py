@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from blockexport.core.masks import DepthMask
-from blockexport.masking.skip import SkippedBlock, cache_hook
 from blockexport.models.loaded import LoadedModel, as_loaded
+from blockexport.models.skip import SkippedBlock, cache_hook
 
 
 def bake(model: LoadedModel | nn.Module, mask: DepthMask) -> nn.Module:

@@ -9,10 +9,8 @@ from torch.utils.hooks import RemovableHandle
 
 from blockexport.core.masks import DepthMask
 from blockexport.errors import MaskError
-from blockexport.masking.skip import cache_hook
 from blockexport.models.loaded import LoadedModel, as_loaded
-
-_ACTIVE = "_blockexport_mask"
+from blockexport.models.skip import ACTIVE_MASK, cache_hook
 
 
 def _pass_through(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -39,12 +37,12 @@ class MaskedModel:
             MaskError: a mask is already applied to this model; masks do not nest.
         """
         module = self._model.module
-        if hasattr(module, _ACTIVE):
+        if hasattr(module, ACTIVE_MASK):
             msg = "this model already has a mask applied; remove it first, masks do not nest"
             raise MaskError(msg)
         is_decoder = self._model.spec.kind == "decoder"
         self._hook = module.register_forward_pre_hook(cache_hook(self._mask, is_decoder=is_decoder), with_kwargs=True)
-        object.__setattr__(module, _ACTIVE, self._mask)
+        object.__setattr__(module, ACTIVE_MASK, self._mask)
         for block in self._mask.skipped:
             # An instance attribute shadows the class's forward; deleting it brings the original back.
             object.__setattr__(self._model.blocks[block], "forward", _pass_through)
@@ -55,7 +53,7 @@ class MaskedModel:
             return
         self._hook.remove()
         self._hook = None
-        object.__delattr__(self._model.module, _ACTIVE)
+        object.__delattr__(self._model.module, ACTIVE_MASK)
         for block in self._mask.skipped:
             object.__delattr__(self._model.blocks[block], "forward")
 

@@ -97,6 +97,7 @@ def wrap_module(module: nn.Module, *, name: str = "", tokenizer_dir: Path | None
         kind=kind,
         num_blocks=len(blocks),
         digest=digest or digest_module(module),
+        block_path=next(path for path, child in module.named_modules() if child is blocks),
         kv=adapter.kv_layout(module),
         vocab_size=0 if kind == "vision" else text.vocab_size,
         context_tokens=0 if kind == "vision" else int(getattr(text, "max_position_embeddings", 0) or 0),

@@ -37,8 +37,9 @@ class TrainConfig:
     adam_lr: float = 3e-3
     warmup_steps: int = 60
     task_loss_weight: float = 0.5
-    # Addition is learned last and slowest, so it gets most of the task items.
-    task_shares: tuple[float, ...] = (0.15, 0.3, 0.55)
+    # Addition needs the most items; once it is learned, half-way, look-up gets them.
+    early_task_shares: tuple[float, ...] = (0.15, 0.3, 0.55)
+    late_task_shares: tuple[float, ...] = (0.15, 0.65, 0.2)
     checkpoint_every: int = 250
 
 
@@ -80,7 +81,8 @@ class BatchSource:
         items = {
             task: tasks.generate(task, held_out=False, seed=rng.randrange(2**32)) for task in tasks.TASKS
         }
-        rows += [self._task_row(rng, items) for _ in range(config.task_rows)]
+        shares = config.early_task_shares if step < config.num_steps // 2 else config.late_task_shares
+        rows += [self._task_row(rng, items, shares) for _ in range(config.task_rows)]
         return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 
     def _code_row(self, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,12 +91,12 @@ class BatchSource:
         return row, row
 
     def _task_row(
-        self, rng: random.Random, items: dict[str, Iterator[tasks.TaskItem]]
+        self, rng: random.Random, items: dict[str, Iterator[tasks.TaskItem]], shares: tuple[float, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens: list[int] = []
         labels: list[int] = []
         while len(tokens) < self._config.context_tokens:
-            task = rng.choices(tasks.TASKS, self._config.task_shares)[0]
+            task = rng.choices(tasks.TASKS, shares)[0]
             item = next(items[task])
             prompt = self._tokenizer.encode(item.prompt).ids
             answer = self._tokenizer.encode(item.answer + tasks.ANSWER_END).ids

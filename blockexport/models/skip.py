@@ -8,11 +8,14 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache
 
 from blockexport.core.masks import DepthMask
 
+ACTIVE_MASK = "_blockexport_mask"
+"""Attribute that a module carries while some of its blocks are skipped in place."""
+
 
 class SkippedBlock(nn.Module):
     """Stands where a block was and hands its input on."""
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
         """Return `hidden_states` (batch, seq, hidden) as it came."""
         return hidden_states
 
@@ -34,13 +37,14 @@ def cache_hook(mask: DepthMask, *, is_decoder: bool) -> Any:
     """Forward pre-hook that prepares the cache passed to, or about to be made by, a model."""
 
     def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        config: Any = module.config
         cache = kwargs.get("past_key_values")
         if cache is None and is_decoder:
             use_cache = kwargs.get("use_cache")
             if use_cache is None:
-                use_cache = getattr(module.config, "use_cache", False)
+                use_cache = getattr(config, "use_cache", False)
             if use_cache:
-                cache = DynamicCache(config=module.config)
+                cache = DynamicCache(config=config)
         if not isinstance(cache, Cache):
             return None
         skip_cache_rows(cache, mask)

@@ -1,0 +1,1 @@
+"""Engines: one folder a runtime, each with its loader and runner. The folders never import each other."""

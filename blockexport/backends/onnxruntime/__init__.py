@@ -1,0 +1,1 @@
+"""ONNX Runtime: loads a level's graph and runs it. Needs numpy and onnxruntime only."""

@@ -1,0 +1,59 @@
+"""Opening ONNX Runtime sessions."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from blockexport.errors import BackendUnavailableError, BundleError
+
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def import_onnxruntime() -> Any:
+    """The `onnxruntime` module.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or both of its distributions are.
+    """
+    present = [name for name in _DISTRIBUTIONS if _is_installed(name)]
+    if len(present) > 1:
+        msg = (
+            f"{' and '.join(present)} are both installed and overwrite each other's files; "
+            "uninstall both, then install the one you want with blockexport[ort] or blockexport[ort-gpu]"
+        )
+        raise BackendUnavailableError(msg)
+    try:
+        import onnxruntime  # noqa: PLC0415  (optional package)
+    except ImportError as error:
+        msg = f"backend 'onnxruntime' cannot be imported ({error}); install it with blockexport[ort]"
+        raise BackendUnavailableError(msg) from error
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def open_session(path: Path, *, threads: int = 0) -> Any:
+    """Open one graph on the CPU.
+
+    Args:
+        path: the ONNX file; its weights lie in the same folder.
+        threads: threads within an operator; 0 lets the runtime choose.
+
+    Raises:
+        BundleError: the runtime refuses the graph.
+    """
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  (the runtime raises one private class for each failure)
+        msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; rebuild the bundle for this version"
+        raise BundleError(msg) from error

@@ -1,0 +1,50 @@
+"""Names inside a bundle, and which relative paths a bundle may list."""
+
+import unicodedata
+from pathlib import PurePosixPath
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "weights.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+PROFILES_FOLDER = "profiles"
+# What Linux and macOS take for one part of a path.
+_MAX_NAME_BYTES = 255
+
+
+def engine_file(level: str, target: str) -> str:
+    """File name of one level's graph for one lowering target.
+
+    Flat, beside the weights: ONNX Runtime and onnx refuse external data behind `..`, an absolute path or a link.
+    """
+    return f"{level}.{target}.onnx"
+
+
+def check_path(path: str) -> str:
+    """Return `path` if a bundle may list a file under it.
+
+    Raises:
+        ValueError: the path is not a relative, normalised POSIX path that stays inside the bundle, or names the
+            manifest or a profile, which a manifest cannot list.
+    """
+    parts = path.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or any(character in '\\:"<>|?*' or not character.isprintable() for character in path)
+        or any(len(part.encode()) > _MAX_NAME_BYTES for part in parts)
+    ):
+        msg = f"path {path!r} is not allowed in a bundle; list relative POSIX paths like 'tokenizer/tokenizer.json'"
+        raise ValueError(msg)
+    if folded(path) == MANIFEST_FILE or folded(parts[0]) == PROFILES_FOLDER:
+        msg = f"path {path!r} is the manifest or a profile, which no manifest lists; leave it out"
+        raise ValueError(msg)
+    return path
+
+
+def folded(path: str) -> str:
+    """The path as a file system without case or normalisation sees it: two files must differ in this."""
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def parent_folders(paths: list[str]) -> set[str]:
+    """Every folder that holding these files takes, without the bundle's own."""
+    return {str(parent) for path in paths for parent in PurePosixPath(path).parents} - {"."}

@@ -1,0 +1,105 @@
+"""What a backend's engine of one level looks like to everything above it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+KvRow = tuple[NDArray[np.generic], NDArray[np.generic]]
+"""Keys and values of one block, each (batch, kv_heads, capacity, head_dim), updated in place."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepInputs:
+    """One call of a decoder: a prompt, a chunk of one, or one token for each row.
+
+    Rows may differ in length. A first prompt is padded on the right; in a later call every row has the same number
+    of new tokens, at its own position.
+
+    Attributes:
+        input_ids: (batch, seq) int64.
+        position_ids: (batch, seq) int64, position of each token in its row.
+        last_position: (batch,) int32, position of each row's last real new token.
+        logits_index: (batch, kept_positions) int64, columns of `input_ids` whose logits are wanted.
+    """
+
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    last_position: NDArray[np.int32]
+    logits_index: NDArray[np.int64]
+
+    @property
+    def total_tokens(self) -> int:
+        """Cache slots in use after the call by the row that uses most."""
+        return int(self.last_position.max()) + 1
+
+    @classmethod
+    def prompt(cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], *, all_logits: bool = False) -> "StepInputs":
+        """A first prompt (batch, seq), padded on the right to the longest row.
+
+        Args:
+            input_ids: (batch, seq).
+            lengths: (batch,), real tokens of each row.
+            all_logits: whether logits of every position are wanted, or of each row's last token only.
+        """
+        batch, seq = input_ids.shape
+        columns = np.arange(seq, dtype=np.int64)
+        wanted = np.tile(columns, (batch, 1)) if all_logits else (lengths - 1)[:, None].astype(np.int64)
+        return cls(
+            np.ascontiguousarray(input_ids, np.int64),
+            np.tile(columns, (batch, 1)),
+            (lengths - 1).astype(np.int32),
+            wanted,
+        )
+
+    @classmethod
+    def following(cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> "StepInputs":
+        """New tokens (batch, seq) behind `lengths` (batch,) cached ones; logits of the last."""
+        batch, seq = input_ids.shape
+        positions = lengths[:, None].astype(np.int64) + np.arange(seq, dtype=np.int64)
+        return cls(
+            np.ascontiguousarray(input_ids, np.int64),
+            positions,
+            positions[:, -1].astype(np.int32),
+            np.full((batch, 1), seq - 1, np.int64),
+        )
+
+
+class BoundDecoder(Protocol):
+    """A decoder level tied to cache rows."""
+
+    def step(self, inputs: StepInputs) -> NDArray[np.float32]:
+        """Run once, writing new keys and values into the rows; logits (batch, kept_positions, vocab)."""
+
+
+class DecoderRunner(Protocol):
+    """An opened decoder level."""
+
+    def bind(self, rows: Mapping[int, KvRow]) -> BoundDecoder:
+        """Tie the level to cache rows by original block; rows of skipped blocks are not touched."""
+
+
+class SinglePassRunner(Protocol):
+    """An opened encoder or vision level."""
+
+    def forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Batch inputs to the model's output."""
+
+
+def empty_rows(
+    layout: Mapping[int, tuple[int, int]], batch: int, capacity: int, dtype: np.dtype[np.generic]
+) -> dict[int, KvRow]:
+    """Fresh cache rows.
+
+    Args:
+        layout: per original block, (kv_heads, head_dim).
+        batch: rows of the batch.
+        capacity: tokens each row can hold.
+        dtype: what keys and values are stored in.
+    """
+    return {
+        block: (np.zeros((batch, heads, capacity, dim), dtype), np.zeros((batch, heads, capacity, dim), dtype))
+        for block, (heads, dim) in layout.items()
+    }

@@ -1,0 +1,85 @@
+"""What the eager masked reference answered, recorded so that an engine can be held to it anywhere.
+
+A recording travels in the bundle; checking an engine against it needs neither torch nor the checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# An engine sums in another order than eager torch does; both are off the exact result by rounding of the same size.
+# Eager fp32 measured against fp64 says how large that is for this model on this input. Eight times leaves room for
+# the spread between summation orders; a wrong mask, position or weight is off by orders of magnitude more.
+TOLERANCE_FACTOR = 8.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParityCase:
+    """One input and the reference's answer.
+
+    Attributes:
+        check: what is exercised: `prefill`, `decode`, `padded`, `chunked` or `forward`.
+        inputs: decoders: `prompt` (batch, seq) int64 padded on the right, `lengths` (batch,) int64 and `continuation`
+            (batch, steps) int64, the tokens fed one by one (or, for `chunked`, all at once) after the prompt;
+            others: the model's inputs.
+        expected: decoders: logits (batch, 1 + steps, vocab_sample) of the prompt's last token and of each continuation
+            token (of the last one only for `chunked`); others: the output.
+        argmax: decoders: (batch, 1 + steps) int64, most likely token over the whole vocabulary; else empty.
+        columns: vocabulary entries that `expected` holds, (vocab_sample,) int64; empty for all.
+        tolerance: largest absolute difference allowed.
+    """
+
+    check: str
+    inputs: dict[str, NDArray[np.generic]]
+    expected: NDArray[np.float32]
+    argmax: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    tolerance: float
+
+
+def tolerance_of(reference: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
+    """Largest difference an engine may show, derived from the reference's own rounding error.
+
+    Args:
+        reference: eager fp32 outputs.
+        exact: the same in fp64.
+    """
+    own_error = float(np.abs(reference.astype(np.float64) - exact).max())
+    # Below one rounding of the largest output no error can be resolved.
+    resolution = float(np.finfo(np.float32).eps * np.abs(exact).max())
+    return TOLERANCE_FACTOR * max(own_error, resolution)
+
+
+def pack_cases(cases: Mapping[str, tuple[ParityCase, ...]]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Flatten cases by level name to tensors and text metadata, as safetensors files hold them."""
+    tensors: dict[str, NDArray[Any]] = {}
+    metadata = {}
+    for level, level_cases in cases.items():
+        for case in level_cases:
+            key = f"{level}/{case.check}"
+            metadata[key] = repr(case.tolerance)
+            tensors |= {f"{key}/inputs/{name}": np.ascontiguousarray(array) for name, array in case.inputs.items()}
+            for field in ("expected", "argmax", "columns"):
+                tensors[f"{key}/{field}"] = np.ascontiguousarray(getattr(case, field))
+    return tensors, metadata
+
+
+def unpack_cases(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, tuple[ParityCase, ...]]:
+    """The inverse of `pack_cases`."""
+    cases: dict[str, tuple[ParityCase, ...]] = {}
+    for key, tolerance in metadata.items():
+        level, check = key.split("/")
+        prefix = f"{key}/inputs/"
+        case = ParityCase(
+            check,
+            {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)},
+            tensors[f"{key}/expected"],
+            tensors[f"{key}/argmax"],
+            tensors[f"{key}/columns"],
+            float(tolerance),
+        )
+        cases[level] = (*cases.get(level, ()), case)
+    return cases

@@ -1,0 +1,78 @@
+"""The audit: proof from the finished file alone that a skipped block left nothing behind.
+
+It reads the graph as a runtime would and knows nothing of how it was cut.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from blockexport.core.masks import DepthMask
+
+_CACHE_NAME = re.compile(r"^(?:past_key_values|present)\.(\d+)\.(?:key|value)$")
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_ATTENTION_OPS = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
+
+
+def audit(path: Path, mask: DepthMask, block_path: str) -> list[str]:
+    """Look for anything of a skipped block in an ONNX file.
+
+    Args:
+        path: the level's graph.
+        mask: the level's mask.
+        block_path: dotted name of the model's block list, e.g. `model.layers`.
+
+    Returns:
+        What is wrong, empty when nothing is.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    return [*_weights(graph, mask, block_path), *_cache(graph, mask), *_nodes(graph, mask, block_path)]
+
+
+def _block_of(name: str, block_path: str) -> int | None:
+    match = re.match(rf"^(?:.*\.)?{re.escape(block_path)}\.(\d+)(?:\.|$)", name)
+    return int(match[1]) if match else None
+
+
+def _weights(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator[str]:
+    found = set()
+    for tensor in graph.initializer:
+        block = _block_of(tensor.name, block_path)
+        if block is not None:
+            found.add(block)
+            if block in mask.skipped:
+                yield f"initializer {tensor.name} belongs to skipped block {block}"
+    for block in sorted(set(mask.kept) - found):
+        yield f"kept block {block} has no initializer"
+
+
+def _cache(graph: onnx.GraphProto, mask: DepthMask) -> Iterator[str]:
+    names = [value.name for value in (*graph.input, *graph.output)]
+    blocks = {int(match[1]) for name in names if (match := _CACHE_NAME.match(name))}
+    for block in sorted(blocks & set(mask.skipped)):
+        yield f"cache row of skipped block {block} is among inputs or outputs"
+    if blocks:
+        for block in sorted(set(mask.kept) - blocks):
+            yield f"kept block {block} has no cache row"
+
+
+def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator[str]:
+    attentions = 0
+    for node in graph.node:
+        if node.domain == "blockexport":
+            yield f"node {node.name} is a boundary marker"
+        attentions += node.op_type in _ATTENTION_OPS
+        scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES_KEY), "")
+        for scope in re.findall(r"'([^']*)'", scopes):
+            block = _block_of(scope, block_path)
+            # Arithmetic on shapes is traced once, wherever it is first needed, and serves all blocks.
+            if block in mask.skipped and node.op_type in _COMPUTE_OPS:
+                yield f"node {node.name} ({node.op_type}) belongs to skipped block {block}"
+                break
+    if attentions != mask.depth:
+        yield f"{attentions} attention nodes for {mask.depth} kept blocks"
+
+
+_COMPUTE_OPS = _ATTENTION_OPS | {"MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"}

@@ -1,0 +1,85 @@
+"""The parity gate: an engine of a level against the recorded answers of the eager masked reference.
+
+Needs neither torch nor the checkpoint, so a serving host can run it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockexport.bundle.manifest import ParityRecord
+from blockexport.core.engine import DecoderRunner, SinglePassRunner, StepInputs, empty_rows
+from blockexport.core.parity import ParityCase
+
+# The cache is deliberately larger than the longest row: an engine that reads past a row's end then shows.
+_SPARE_TOKENS = 5
+
+
+def check_decoder(
+    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], cases: Sequence[ParityCase]
+) -> tuple[ParityRecord, ...]:
+    """Run every recorded case through a decoder level.
+
+    Args:
+        runner: the level.
+        layout: per kept block, (kv_heads, head_dim).
+        cases: the reference's answers.
+    """
+    return tuple(_record(case, *_run_decoder(runner, layout, case)) for case in cases)
+
+
+def check_single_pass(runner: SinglePassRunner, cases: Sequence[ParityCase]) -> tuple[ParityRecord, ...]:
+    """Run every recorded case through an encoder or vision level."""
+    records = []
+    for case in cases:
+        output = runner.forward(case.inputs)
+        if "attention_mask" in case.inputs and output.ndim == 3:
+            output = output * case.inputs["attention_mask"][:, :, None].astype(np.float32)
+        records.append(_record(case, output, None))
+    return tuple(records)
+
+
+def _run_decoder(
+    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], case: ParityCase
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits at the recorded columns, and all of them."""
+    prompt = np.asarray(case.inputs["prompt"], np.int64)
+    lengths = np.asarray(case.inputs["lengths"], np.int64)
+    continuation = np.asarray(case.inputs["continuation"], np.int64)
+    capacity = prompt.shape[1] + continuation.shape[1] + _SPARE_TOKENS
+    rows = empty_rows(layout, len(prompt), capacity, np.dtype(np.float32))
+    # Whatever an engine reads where nothing was written must not go unnoticed.
+    for pair in rows.values():
+        for array in pair:
+            array.fill(1e3)
+    bound = runner.bind(rows)
+    collected = [bound.step(StepInputs.prompt(prompt, lengths))]
+    if case.check == "chunked":
+        collected = [bound.step(StepInputs.following(continuation, lengths))]
+    else:
+        for step in range(continuation.shape[1]):
+            collected.append(bound.step(StepInputs.following(continuation[:, step : step + 1], lengths + step)))
+    logits = np.concatenate(collected, axis=1)
+    return logits[:, :, case.columns], logits
+
+
+def _record(case: ParityCase, output: NDArray[np.float32], logits: NDArray[np.float32] | None) -> ParityRecord:
+    difference = np.abs(output - case.expected)
+    error = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+    tokens_equal = None if logits is None else _same_tokens(logits, case)
+    return ParityRecord(
+        check=case.check,
+        max_abs_err=error,
+        tolerance=case.tolerance,
+        tokens_equal=tokens_equal,
+        passed=error <= case.tolerance and tokens_equal is not False,
+    )
+
+
+def _same_tokens(logits: NDArray[np.float32], case: ParityCase) -> bool:
+    """Whether greedy decoding picks the reference's tokens, where its choice is not a tie within the tolerance."""
+    ours = logits.argmax(-1)
+    picked = np.take_along_axis(logits, ours[..., None], -1)[..., 0]
+    wanted = np.take_along_axis(logits, case.argmax[..., None], -1)[..., 0]
+    return bool(((ours == case.argmax) | (picked - wanted <= 2 * case.tolerance)).all())

@@ -1,0 +1,164 @@
+"""Recording the eager masked reference's answers, and in fp64 how exact they are."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache
+
+from blockexport.core.masks import DepthMask
+from blockexport.core.parity import ParityCase, tolerance_of
+from blockexport.masking.masked import masked
+from blockexport.models.loaded import LoadedModel
+
+NUM_STEPS = 8
+_PROMPT_TOKENS = 12
+_PADDED_LENGTHS = (12, 5, 9)
+_BATCH = 3
+# A recording holds logits of this many vocabulary entries; the most likely token is taken over all of them.
+_MAX_COLUMNS = 256
+
+
+class _InDouble(TorchFunctionMode):
+    """Turns every cast to fp32 that a model asks for into one to fp64, so that no step of it rounds to fp32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        widened = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        named = {key: torch.float64 if arg is torch.float32 else arg for key, arg in (kwargs or {}).items()}
+        return func(*widened, **named)
+
+
+class Oracle:
+    """The reference in fp32 and in fp64, for any mask of one model.
+
+    Args:
+        model: the unpruned model.
+        seed: seed of the inputs.
+    """
+
+    def __init__(self, model: LoadedModel, seed: int) -> None:
+        self._model = model
+        self._seed = seed
+        # A deep copy in fp64 is the one place where a model is held a second time.
+        exact = copy.deepcopy(model.module).double()
+        self._exact = LoadedModel(exact, model.spec, model.adapter)
+
+    def record(self, mask: DepthMask) -> tuple[ParityCase, ...]:
+        """Answers of the reference under a mask, each with the tolerance it implies."""
+        with torch.no_grad():
+            if self._model.spec.kind == "decoder":
+                return self._decoder_cases(mask)
+            return (self._single_pass_case(mask),)
+
+    def _single_pass_case(self, mask: DepthMask) -> ParityCase:
+        spec = self._model.spec
+        rng = np.random.default_rng(self._seed)
+        inputs: dict[str, NDArray[Any]]
+        if spec.kind == "vision":
+            inputs = {"pixel_values": rng.standard_normal((_BATCH, *spec.image_shape)).astype(np.float32)}
+        else:
+            lengths = np.array(_PADDED_LENGTHS)
+            attention_mask = (np.arange(_PROMPT_TOKENS) < lengths[:, None]).astype(np.int64)
+            tokens = rng.integers(0, spec.vocab_size, (_BATCH, _PROMPT_TOKENS))
+            inputs = {"input_ids": tokens, "attention_mask": attention_mask}
+        with masked(self._model, mask):
+            expected = self._output(self._model, inputs)
+        with masked(self._exact, mask), _InDouble():
+            exact = self._output(self._exact, inputs)
+        if "attention_mask" in inputs and expected.ndim == 3:
+            # What stands at a padding position is nobody's business.
+            real = inputs["attention_mask"][:, :, None]
+            expected, exact = expected * real.astype(np.float32), exact * real
+        none = np.zeros(0, np.int64)
+        return ParityCase("forward", inputs, expected, none, none, tolerance_of(expected, exact))
+
+    @staticmethod
+    def _output(model: LoadedModel, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        dtype = next(model.module.parameters()).dtype
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        output: NDArray[Any] = getattr(model(**tensors), model.spec.output).numpy()
+        return output
+
+    def _decoder_cases(self, mask: DepthMask) -> tuple[ParityCase, ...]:
+        single = np.array(_PADDED_LENGTHS[:1])
+        ragged = np.array(_PADDED_LENGTHS)
+        first_only = self._decoder_case("prefill", mask, single, num_steps=0)
+        decode = self._decoder_case("decode", mask, single, num_steps=NUM_STEPS)
+        padded = self._decoder_case("padded", mask, ragged, num_steps=NUM_STEPS)
+        chunked = ParityCase(
+            "chunked",
+            decode.inputs,
+            decode.expected[:, -1:],
+            decode.argmax[:, -1:],
+            decode.columns,
+            decode.tolerance,
+        )
+        return first_only, decode, padded, chunked
+
+    def _decoder_case(self, check: str, mask: DepthMask, lengths: NDArray[np.int64], num_steps: int) -> ParityCase:
+        spec = self._model.spec
+        rng = np.random.default_rng(self._seed)
+        prompt = rng.integers(0, spec.vocab_size, (len(lengths), int(lengths.max())))
+        prompt[np.arange(prompt.shape[1]) >= lengths[:, None]] = spec.pad_token
+        with masked(self._model, mask):
+            logits, continuation = _generate_cached(self._model.module, prompt, lengths, num_steps)
+        with masked(self._exact, mask), _InDouble():
+            exact = _uncached(self._exact.module, prompt, lengths, continuation)
+        columns = np.sort(rng.permutation(spec.vocab_size)[:_MAX_COLUMNS]).astype(np.int64)
+        return ParityCase(
+            check,
+            {"prompt": prompt, "lengths": lengths, "continuation": continuation},
+            np.ascontiguousarray(logits[:, :, columns]),
+            logits.argmax(-1).astype(np.int64),
+            columns,
+            tolerance_of(logits, exact),
+        )
+
+
+def _generate_cached(
+    module: Any, prompt: NDArray[np.int64], lengths: NDArray[np.int64], num_steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Greedy cached generation as transformers users do it: padded on the left, with an attention mask."""
+    width = prompt.shape[1]
+    shifted = np.stack([np.roll(row, width - length) for row, length in zip(prompt, lengths, strict=True)])
+    attention_mask = torch.from_numpy((np.arange(width) >= (width - lengths)[:, None]).astype(np.int64))
+    tokens = torch.from_numpy(shifted)
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=module.config)
+    collected, chosen = [], []
+    for step in range(num_steps + 1):
+        output = module(
+            input_ids=tokens,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        collected.append(output.logits[:, -1])
+        if step < num_steps:
+            tokens = output.logits[:, -1:].argmax(-1)
+            chosen.append(tokens)
+            attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=1)
+            positions = positions[:, -1:] + 1
+    continuation = torch.cat(chosen, dim=1).numpy() if chosen else np.zeros((len(prompt), 0), np.int64)
+    return torch.stack(collected, dim=1).numpy(), continuation
+
+
+def _uncached(
+    module: Any, prompt: NDArray[np.int64], lengths: NDArray[np.int64], continuation: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The same logits row by row, without cache and without padding."""
+    rows = []
+    for row, length, following in zip(prompt, lengths, continuation, strict=True):
+        tokens = torch.from_numpy(np.concatenate([row[:length], following]))[None]
+        rows.append(module(input_ids=tokens, use_cache=False).logits[0, length - 1 :].numpy())
+    return np.stack(rows)

@@ -1,0 +1,240 @@
+"""Model and ladder to a verified bundle: trace once, cut every depth, write the weights once, prove each engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+from torch import nn
+
+from blockexport.bundle.layout import TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
+from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft, ParityRecord
+from blockexport.bundle.reader import Bundle, open_bundle
+from blockexport.bundle.weights import TensorLocation, write_weights
+from blockexport.bundle.writer import BundleWriter
+from blockexport.core.data import Dataset
+from blockexport.core.hardware import installed_versions
+from blockexport.core.masks import DepthLadder, DepthLevel
+from blockexport.core.parity import ParityCase, pack_cases
+from blockexport.core.quality import Forward, Quality, evaluate
+from blockexport.datasets import load_dataset
+from blockexport.errors import ConfigError
+from blockexport.export.audit import audit
+from blockexport.export.cut import cut
+from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
+from blockexport.export.lower import ort
+from blockexport.export.parity import check_decoder, check_single_pass
+from blockexport.export.trace import block_unit
+from blockexport.masking.oracle import Oracle
+from blockexport.models.loaded import LoadedModel, as_loaded
+from blockexport.models.loading import load_model
+from blockexport.pipeline.gates import GateKeeper, Gates
+from blockexport.pipeline.layout import PARITY_FILE
+from blockexport.pipeline.trace_cache import marked_graph
+from blockexport.runtime.draft import DraftEngines
+
+BACKENDS = ("onnxruntime",)
+_TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+Stage = Callable[[str, float], None]
+"""Called with what begins and the share of the build that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build, besides the model and the ladder.
+
+    Attributes:
+        data: what quality is measured on: a dataset, a name or file; None for the demo's own, or for no quality.
+        gates: demands on the result.
+        seed: seed of the parity inputs.
+        overwrite: whether a bundle at the same place may be replaced.
+        cache_folder: where traces are kept between builds; None for not at all.
+        recipe: what was asked for, kept in the manifest.
+        attachments: further files for the bundle, by path in it, such as the scores the ladder rests on.
+    """
+
+    data: Dataset | str | Path | None = None
+    gates: Gates = field(default_factory=Gates)
+    seed: int = 66
+    overwrite: bool = True
+    cache_folder: Path | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def build(
+    model: LoadedModel | nn.Module | str | Path,
+    ladder: DepthLadder,
+    *,
+    backends: Sequence[str] = BACKENDS,
+    out: str | Path,
+    options: BuildOptions | None = None,
+    keeper: GateKeeper | None = None,
+    on_stage: Stage | None = None,
+) -> Bundle:
+    """Build a bundle: engines for every level, one weight file, every gate passed.
+
+    Args:
+        model: a loaded model, a transformers module, or what `load_model` takes.
+        ladder: the levels.
+        backends: who will run the engines; `onnxruntime`.
+        out: where the bundle goes; replaced in one step, or not at all.
+        options: see `BuildOptions`.
+        keeper: collects the gates' verdicts, also those of a build that fails.
+        on_stage: told what begins.
+
+    Returns:
+        The bundle, opened.
+
+    Raises:
+        ConfigError: an unknown backend, or a ladder for another number of blocks.
+        GateError: a gate said no; nothing was written.
+        ExportError: the model cannot be traced or lowered.
+        BundleError: the bundle cannot be written there.
+    """
+    options = options or BuildOptions()
+    _check_backends(backends)
+    loaded = load_model(model) if isinstance(model, str | Path) else as_loaded(model)
+    loaded.check_mask(ladder.levels[0].mask)
+    keeper = keeper or GateKeeper(options.gates)
+    work = _Build(loaded, ladder, options, keeper, on_stage or (lambda _what, _share: None))
+    with BundleWriter(Path(out), overwrite=options.overwrite) as writer:
+        draft = work.run(writer)
+        keeper.duration()
+        keeper.enforce()
+        writer.commit(draft)
+    return open_bundle(Path(out), verify=False)
+
+
+def _check_backends(backends: Sequence[str]) -> None:
+    unknown = sorted(set(backends) - set(BACKENDS))
+    if unknown or not backends:
+        msg = f"backends {list(backends)} cannot be built; choose from {', '.join(BACKENDS)}"
+        raise ConfigError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    model: LoadedModel
+    ladder: DepthLadder
+    options: BuildOptions
+    keeper: GateKeeper
+    on_stage: Stage
+
+    def run(self, writer: BundleWriter) -> ManifestDraft:
+        """Fill the writer's folder and say what is in it."""
+        self.on_stage("tracing the model", 0.0)
+        marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
+        self.on_stage("cutting depths", 0.35)
+        graphs = {level.name: self._cut(marked, level) for level in self.ladder.levels}
+        deepest = graphs[self.ladder.levels[0].name]
+        locations = write_weights(writer.path_for(WEIGHTS_FILE), shared_tensors(deepest))
+        engines = {
+            name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()
+        }
+        self._add_tokenizer(writer)
+        for path, content in self.options.attachments.items():
+            writer.add_bytes(path, content)
+        return self._prove(writer, engines)
+
+    def _cut(self, marked: ir.Model, level: DepthLevel) -> ir.Model:
+        return cut(marked, [block_unit(block) for block in level.mask.skipped])
+
+    def _write_engine(
+        self, writer: BundleWriter, name: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
+    ) -> EngineEntry:
+        path = engine_file(name, ort.TARGET)
+        signature = signature_of(graph)
+        writer.add_bytes(path, to_bytes(graph, locations))
+        return EngineEntry(backend="onnxruntime", target=ort.TARGET, path=path, signature=signature)
+
+    def _add_tokenizer(self, writer: BundleWriter) -> None:
+        if self.model.tokenizer_dir is not None:
+            for name in _TOKENIZER_FILES:
+                source = self.model.tokenizer_dir / name
+                if source.is_file():
+                    writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())
+
+    def _prove(self, writer: BundleWriter, engines: Mapping[str, EngineEntry]) -> ManifestDraft:
+        self.on_stage("recording the eager reference", 0.4)
+        oracle = Oracle(self.model, self.options.seed)
+        cases: dict[str, tuple[ParityCase, ...]] = {}
+        data = self._quality_data()
+        opened = DraftEngines(writer.folder, self.model.spec)
+        levels = []
+        for index, level in enumerate(self.ladder.levels):
+            share = 0.4 + 0.6 * index / len(self.ladder.levels)
+            self.on_stage(f"proving level {level.name}", share)
+            cases[level.name] = oracle.record(level.mask)
+            path = writer.folder / engines[level.name].path
+            forward = opened.open(path, level.kept)
+            parity = self._parity(opened, path, level, cases[level.name])
+            self.keeper.parity(level.name, parity)
+            self.keeper.audit(level.name, audit(path, level.mask, self.model.spec.block_path))
+            quality = self._quality(level, forward, data)
+            self.keeper.quality(level.name, quality)
+            levels.append(self._entry(level, engines[level.name], parity, quality))
+        tensors, metadata = pack_cases(cases)
+        writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
+        return self._draft(tuple(levels), data)
+
+    def _parity(
+        self, opened: DraftEngines, path: Path, level: DepthLevel, cases: tuple[ParityCase, ...]
+    ) -> tuple[ParityRecord, ...]:
+        if self.model.spec.kind == "decoder":
+            return check_decoder(opened.decoder(path), opened.layout(level.kept), cases)
+        return check_single_pass(opened.single_pass(path), cases)
+
+    def _quality_data(self) -> Dataset | None:
+        data = self.options.data
+        if data is None and self.model.spec.name.startswith("demo:"):
+            data = self.model.spec.name
+        if data is None or isinstance(data, Dataset):
+            return data
+        return load_dataset(data, self.model.spec, self.model.tokenizer_dir, split="test")
+
+    def _quality(self, level: DepthLevel, forward: Forward, data: Dataset | None) -> Quality | None:
+        if data is None:
+            return None
+        needs_reference = any(sample.metric == "cosine" for sample in data.samples)
+        return evaluate(forward, data, reference=self._full_forward if needs_reference else None)
+
+    def _full_forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+            output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
+        return output
+
+    @staticmethod
+    def _entry(
+        level: DepthLevel, engine: EngineEntry, parity: tuple[ParityRecord, ...], quality: Quality | None
+    ) -> LevelEntry:
+        return LevelEntry(
+            name=level.name,
+            depth=level.depth,
+            kept=level.kept,
+            skipped=level.mask.skipped,
+            engines=(engine,),
+            parity=parity,
+            quality=quality.to_json() if quality else {},
+        )
+
+    def _draft(self, levels: tuple[LevelEntry, ...], data: Dataset | None) -> ManifestDraft:
+        return ManifestDraft(
+            model=self.model.spec,
+            num_blocks=self.ladder.num_blocks,
+            strategy=self.ladder.strategy,
+            notes=self.ladder.notes,
+            levels=levels,
+            tools=installed_versions(_TOOLS),
+            recipe=dict(self.options.recipe),
+            seeds={"parity": self.options.seed},
+            data={"quality": {"name": data.name, "digest": data.digest, "samples": len(data)}} if data else {},
+        )

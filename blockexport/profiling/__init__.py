@@ -1,0 +1,1 @@
+"""From a loaded bundle to the latency profile of this host."""

@@ -1,0 +1,77 @@
+"""Prompts as callers have them to prompts as engines take them: padded on the right, every token checked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockexport.core.model import ModelSpec
+from blockexport.errors import RequestError
+
+Prompts = NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
+
+
+def pack_prompts(
+    prompts: Prompts, attention_mask: Any, spec: ModelSpec
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Bring prompts into the form of the engines.
+
+    Args:
+        prompts: one prompt (tokens,), or several: (batch, tokens) or ragged lists.
+        attention_mask: (batch, tokens), nonzero for real tokens, padding on either side; None when all are real.
+        spec: the model that the prompts are for.
+
+    Returns:
+        Tokens (batch, tokens) padded on the right, lengths (batch,), and where the real tokens were (batch, tokens).
+
+    Raises:
+        RequestError: no tokens, an empty row, a token outside the vocabulary, or more tokens than the context.
+    """
+    tokens, real = _as_matrix(prompts, attention_mask, spec.pad_token)
+    lengths = real.sum(1).astype(np.int64)
+    if tokens.size == 0 or not lengths.all():
+        msg = "a prompt is empty; give at least one token for each row"
+        raise RequestError(msg)
+    if lengths.max() > spec.context_tokens > 0:
+        msg = f"the prompt has {lengths.max()} tokens, but {spec.name} places {spec.context_tokens}; shorten it"
+        raise RequestError(msg)
+    outside = tokens[real & ((tokens < 0) | (tokens >= spec.vocab_size))]
+    if outside.size:
+        msg = f"token id {outside[0]} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})"
+        raise RequestError(msg)
+    # A stable sort on "is padding" moves the real tokens to the front and keeps their order.
+    order = np.argsort(~real, axis=1, kind="stable")
+    packed = np.where(np.take_along_axis(real, order, 1), np.take_along_axis(tokens, order, 1), spec.pad_token)
+    return packed[:, : lengths.max()], lengths, real
+
+
+def unpack_outputs(packed: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Put outputs (batch, longest, width) back where their tokens were; padding positions are 0."""
+    result = np.zeros((*real.shape, packed.shape[-1]), packed.dtype)
+    for row, flags in enumerate(real):
+        result[row, flags] = packed[row, : flags.sum()]
+    return result
+
+
+def _as_matrix(prompts: Prompts, attention_mask: Any, pad_token: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    if not isinstance(prompts, np.ndarray):
+        rows = [prompts] if not prompts or isinstance(prompts[0], int | np.integer) else list(prompts)
+        widths = [len(row) for row in rows]  # type: ignore[arg-type]
+        tokens = np.full((len(rows), max(widths, default=0)), pad_token, np.int64)
+        real = np.zeros(tokens.shape, np.bool_)
+        for i, row in enumerate(rows):
+            tokens[i, : widths[i]], real[i, : widths[i]] = row, True
+    else:
+        if not np.issubdtype(prompts.dtype, np.integer) or prompts.ndim not in (1, 2):
+            msg = f"prompts are {prompts.dtype} {prompts.shape}; give integer token ids, (tokens,) or (batch, tokens)"
+            raise RequestError(msg)
+        tokens = np.atleast_2d(prompts).astype(np.int64)
+        real = np.ones(tokens.shape, np.bool_)
+    if attention_mask is not None:
+        mask = np.atleast_2d(np.asarray(attention_mask))
+        if mask.shape != tokens.shape:
+            msg = f"attention_mask is {mask.shape}, but the prompts are {tokens.shape}; give one flag for each token"
+            raise RequestError(msg)
+        real = real & (mask != 0)
+    return tokens, real

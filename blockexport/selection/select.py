@@ -1,0 +1,98 @@
+"""The one entry to all strategies."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from blockexport.core.masks import DepthLadder
+from blockexport.core.scores import BlockScores
+from blockexport.errors import ConfigError, ScoresError
+from blockexport.selection.depths import Depth, resolve_depths
+from blockexport.selection.greedy import Objective, ProgressCallback, select_greedily
+from blockexport.selection.ranking import check_depths
+from blockexport.selection.sequential import select_sequential
+from blockexport.selection.threshold import select_by_threshold
+from blockexport.selection.top_k import select_top_k
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from blockexport.models.loaded import LoadedModel
+
+STRATEGIES: tuple[str, ...] = ("top_k", "threshold", "sequential", "greedy")
+
+
+def select(
+    scores: BlockScores,
+    *,
+    depths: Sequence[Depth] | None = None,
+    strategy: str = "top_k",
+    threshold: float | Sequence[float] | None = None,
+    min_depth: int = 1,
+    model: "LoadedModel | nn.Module | None" = None,
+    data: Any = None,
+    objective: Objective | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> DepthLadder:
+    """Choose the blocks that stay at each depth.
+
+    Levels are nested and deepest first, protected blocks stay in all of them, and of equal blocks the earlier stays.
+
+    Args:
+        scores: importance per block; `sequential` and `greedy` use only their number and the protected ones.
+        depths: counts (int) or fractions (float above 0 and up to 1, rounded half up).
+        strategy: one of `STRATEGIES`; each is explained in its own file.
+        threshold: for `threshold`, in place of `depths`: one share of the highest score, or several. Without it
+            `depths` is taken as the thresholds.
+        min_depth: no level is shallower.
+        model: for `greedy` without `objective`.
+        data: for `greedy` without `objective`: what `models.objective.kl_objective` measures divergence on.
+        objective: for `greedy`: how bad the model is under a mask.
+        on_progress: for `greedy`: called with (candidates tried, candidates in all).
+
+    Raises:
+        MaskError: a depth that cannot be, or that does not hold the protected blocks or `min_depth`.
+        ConfigError: an unknown strategy, or an argument that the strategy needs is missing.
+        ScoresError: `greedy` got a model that is not the scored one.
+    """
+    if strategy not in STRATEGIES:
+        msg = f"unknown strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}"
+        raise ConfigError(msg)
+    if strategy == "threshold":
+        check_depths((), scores, min_depth)
+        notes = ("depths are not used by strategy 'threshold'",) if depths and threshold is not None else ()
+        return select_by_threshold(scores, _thresholds(threshold, depths), min_depth, notes)
+    if threshold is not None:
+        msg = f"strategy {strategy!r} takes no threshold; give depths, or use strategy 'threshold'"
+        raise ConfigError(msg)
+    counts, merged = resolve_depths(depths or (), scores.num_blocks)
+    check_depths(counts, scores, min_depth)
+    if strategy == "top_k":
+        return select_top_k(scores, counts, merged)
+    if strategy == "sequential":
+        return select_sequential(scores, counts, merged)
+    chosen = objective or _default_objective(scores, model, data)
+    return select_greedily(scores, counts, chosen, notes=merged, on_progress=on_progress)
+
+
+def _thresholds(threshold: float | Sequence[float] | None, depths: Sequence[Depth] | None) -> tuple[float, ...]:
+    given: Any = depths if threshold is None else threshold
+    if given is None:
+        msg = "strategy 'threshold' needs a threshold; give a share of the highest score, such as 0.5"
+        raise ConfigError(msg)
+    values = given if isinstance(given, Iterable) else (given,)
+    return tuple(float(value) for value in values)
+
+
+def _default_objective(scores: BlockScores, model: "LoadedModel | nn.Module | None", data: Any) -> Objective:
+    if model is None or data is None:
+        msg = "strategy 'greedy' measures the model again after each removal; give model and data, or an objective"
+        raise ConfigError(msg)
+    # Every other strategy works on a scores file alone, on hosts without torch.
+    from blockexport.models.loaded import as_loaded
+    from blockexport.models.objective import kl_objective
+
+    loaded = as_loaded(model)
+    if scores.num_blocks != loaded.num_blocks or scores.model not in ("", loaded.spec.digest):
+        msg = f"the scores are of another model than {loaded.spec.name}; score this model first"
+        raise ScoresError(msg)
+    return kl_objective(loaded, data)
