@@ -36,7 +36,7 @@ from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
 from blockexport.pipeline.layout import PARITY_FILE
 from blockexport.pipeline.trace_cache import marked_graph
-from blockexport.runtime.draft import DraftEngines
+from blockexport.runtime.engines import Engines, LevelFile
 
 BACKENDS = ("onnxruntime",)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
@@ -167,18 +167,20 @@ class _Build:
         oracle = Oracle(self.model, self.options.seed)
         cases: dict[str, tuple[ParityCase, ...]] = {}
         data = self._quality_data()
-        opened = DraftEngines(writer.folder, self.model.spec)
+        files = {
+            level.name: LevelFile(writer.folder / engines[level.name].path, level.kept) for level in self.ladder.levels
+        }
+        opened = Engines(self.model.spec, files)
         levels = []
         for index, level in enumerate(self.ladder.levels):
             share = 0.4 + 0.6 * index / len(self.ladder.levels)
             self.on_stage(f"proving level {level.name}", share)
             cases[level.name] = oracle.record(level.mask)
-            path = writer.folder / engines[level.name].path
-            forward = opened.open(path, level.kept)
-            parity = self._parity(opened, path, level, cases[level.name])
+            parity = self._parity(opened, level.name, cases[level.name])
             self.keeper.parity(level.name, parity)
-            self.keeper.audit(level.name, audit(path, level.mask, self.model.spec.block_path))
-            quality = self._quality(level, forward, data)
+            findings = audit(files[level.name].path, level.mask, self.model.spec.block_path)
+            self.keeper.audit(level.name, findings)
+            quality = self._quality(opened.whole_pass(level.name), data)
             self.keeper.quality(level.name, quality)
             levels.append(self._entry(level, engines[level.name], parity, quality))
         tensors, metadata = pack_cases(cases)
@@ -186,11 +188,11 @@ class _Build:
         return self._draft(tuple(levels), data)
 
     def _parity(
-        self, opened: DraftEngines, path: Path, level: DepthLevel, cases: tuple[ParityCase, ...]
+        self, opened: Engines, level: str, cases: tuple[ParityCase, ...]
     ) -> tuple[ParityRecord, ...]:
         if self.model.spec.kind == "decoder":
-            return check_decoder(opened.decoder(path), opened.layout(level.kept), cases)
-        return check_single_pass(opened.single_pass(path), cases)
+            return check_decoder(opened.decoder(level), opened.layout(level), cases)
+        return check_single_pass(opened.single_pass(level), cases)
 
     def _quality_data(self) -> Dataset | None:
         data = self.options.data
@@ -200,7 +202,7 @@ class _Build:
             return data
         return load_dataset(data, self.model.spec, self.model.tokenizer_dir, split="test")
 
-    def _quality(self, level: DepthLevel, forward: Forward, data: Dataset | None) -> Quality | None:
+    def _quality(self, forward: Forward, data: Dataset | None) -> Quality | None:
         if data is None:
             return None
         needs_reference = any(sample.metric == "cosine" for sample in data.samples)

@@ -63,7 +63,7 @@ class Runtime:
     ) -> None:
         self.bundle = bundle
         self.spec = bundle.manifest.model
-        self.engines = Engines(bundle, threads=threads)
+        self.engines = Engines.of_bundle(bundle, threads=threads)
         self._clock = clock
         self.levels = tuple(
             Level(entry.name, entry.depth, entry.kept, Quality.from_json(entry.quality) if entry.quality else None)
