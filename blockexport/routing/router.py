@@ -37,7 +37,6 @@ def plan(
     levels: Sequence[RoutableLevel],
     request: RoutingRequest,
     budget: LatencyBudget | None,
-    *,
     policy: str | RoutingPolicy = "deepest-fit",
     min_quality: float | None = None,
 ) -> RoutingDecision:

@@ -156,7 +156,24 @@ def test_no_points_are_refused() -> None:
 
 
 def test_a_clock_that_is_too_coarse_is_named() -> None:
-    summary = DistributionSummary.of([0.0, 0.0, 1.0])
-    point = LatencyPoint(level="d1", depth=1, phase="forward", batch=1, new_tokens=0, kv_tokens=0, summary=summary)
     with pytest.raises(ProfileError, match="too coarse"):
-        fit_latency([point])
+        fit_latency([forward_point(0.0, 0.0, 1.0)])
+
+
+def forward_point(*samples_ms: float) -> LatencyPoint:
+    summary = DistributionSummary.of(list(samples_ms))
+    return LatencyPoint(level="d1", depth=1, phase="forward", batch=1, new_tokens=0, kv_tokens=0, summary=summary)
+
+
+def test_errors_are_weighted_relatively() -> None:
+    # Two medians of one shape, 1 and 2 ms: (c/1 - 1)^2 + (c/2 - 1)^2 is least at c = 1.5 / 1.25.
+    assert fit_latency([forward_point(1.0), forward_point(2.0)]).forward_ms(1, 1) == pytest.approx(1.2)
+
+
+def test_residuals_describe_tail_mean_and_spread_around_the_prediction() -> None:
+    fit = fit_latency([forward_point(1.0, 1.0, 1.0, 1.0, 11.0)]).phase("forward")
+    (entry,) = fit.residuals
+    assert (entry.batch, entry.num_points) == (1, 1)
+    # The p95 of five values lies 0.8 of the way from the fourth to the fifth.
+    assert np.exp([entry.log_p95_q95, entry.log_mean_q95]) == pytest.approx([9.0, 3.0])
+    assert entry.spread_q95 == pytest.approx(4.0)
