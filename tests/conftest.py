@@ -1,0 +1,25 @@
+"""What every test gets: no network, the same random examples on every run, and skips for hardware that is not there."""
+
+import os
+from importlib import util
+
+import pytest
+from hypothesis import settings
+
+# Set before anything imports transformers: a test that reaches for a model hub fails at once instead of waiting.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# derandomize: a run that passed passes again. deadline: this machine may be busy, and time is no test's business.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    if item.get_closest_marker("trt") is not None and not any(map(util.find_spec, ("tensorrt", "tensorrt_rtx"))):
+        pytest.skip("neither TensorRT nor TensorRT-RTX is installed")
