@@ -36,7 +36,9 @@ class StepInputs:
         return int(self.last_position.max()) + 1
 
     @classmethod
-    def prompt(cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], *, all_logits: bool = False) -> "StepInputs":
+    def prompt(
+        cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], *, all_logits: bool = False
+    ) -> "StepInputs":
         """A first prompt (batch, seq), padded on the right to the longest row.
 
         Args:

@@ -67,5 +67,6 @@ def _read_cpu() -> tuple[str, tuple[str, ...]]:
             fields.setdefault(name.strip(), value.strip())
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     # Only the vector extensions change which kernels a runtime picks.
-    relevant = tuple(sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16", "i8mm"))))
+    prefixes = ("avx", "amx", "fma", "asimd", "sve", "bf16", "i8mm")
+    relevant = tuple(sorted(flag for flag in flags if flag.startswith(prefixes)))
     return fields.get("model name") or platform.processor() or platform.machine(), relevant

@@ -30,7 +30,7 @@ class DepthMask:
             msg = f"kept blocks {list(self.kept)} are not distinct and ascending; use DepthMask.from_kept"
             raise MaskError(msg)
         if self.kept[0] < 0 or self.kept[-1] >= self.num_blocks:
-            msg = f"kept blocks {list(self.kept)} reach outside 0..{self.num_blocks - 1}; the model has {self.num_blocks} blocks"
+            msg = f"kept blocks {list(self.kept)} reach outside 0..{self.num_blocks - 1}, the blocks the model has"
             raise MaskError(msg)
 
     @classmethod

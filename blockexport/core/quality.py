@@ -95,7 +95,9 @@ def _cosine(output: NDArray[np.float32], reference: NDArray[np.float32], batch: 
     return float(ours @ theirs / max(np.linalg.norm(ours) * np.linalg.norm(theirs), 1e-30))
 
 
-def sample_scores(output: NDArray[np.float32], batch: Batch, reference: NDArray[np.float32] | None) -> NDArray[np.float64]:
+def sample_scores(
+    output: NDArray[np.float32], batch: Batch, reference: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
     """One number per row: nats, 1/0, or a cosine, as each sample's metric asks.
 
     Raises:

@@ -92,7 +92,9 @@ class BlockScores:
             fields |= {key: tuple(float(x) for x in fields[key]) for key in ("scores", "stderr")}
             fields["protected"] = tuple(int(x) for x in fields.get("protected", ()))
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except ScoresError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             msg = f"not a score file ({error}); write one with `blockexport score`"
             raise ScoresError(msg) from error
 
@@ -105,6 +107,9 @@ class BlockScores:
             keys = ", ".join(_SEED_KEYS)
             msg = f"a score map goes from block index to number, also under {keys}; got keys {sorted(nested)[:5]}"
             raise ScoresError(msg) from error
+        if min(by_block, default=0) < 0:
+            msg = f"a score map names block {min(by_block)}; block indices start at 0"
+            raise ScoresError(msg)
         size = max(num_blocks or 0, max(by_block, default=-1) + 1)
         missing = tuple(i for i in range(size) if i not in by_block)
         scores = tuple(by_block.get(i, math.inf) for i in range(size))

@@ -24,11 +24,15 @@ class Signature(BaseModel):
     outputs: tuple[TensorSpec, ...]
 
 
-def past_name(block: int, part: Literal["key", "value"]) -> str:
+CachePart = Literal["key", "value"]
+CACHE_PARTS: tuple[CachePart, CachePart] = ("key", "value")
+
+
+def past_name(block: int, part: CachePart) -> str:
     """Cache input of an original block, (batch, kv_heads, capacity, head_dim)."""
     return f"past_key_values.{block}.{part}"
 
 
-def present_name(block: int, part: Literal["key", "value"]) -> str:
+def present_name(block: int, part: CachePart) -> str:
     """Cache output of an original block; bound to the same memory as its input."""
     return f"present.{block}.{part}"

@@ -4,13 +4,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockexport.core.data import Sample
 from blockexport.core.model import ModelSpec
 from blockexport.errors import DataError
 
 
-def read_npz(path: Path, spec: ModelSpec, tokenizer_dir: Path | None) -> tuple[Sample, ...]:
+def read_npz(path: Path, spec: ModelSpec, _tokenizer_dir: Path | None) -> tuple[Sample, ...]:
     """`pixel_values` (images, channels, height, width), as the model takes them, and `labels` (images,)."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -28,7 +29,7 @@ def read_npz(path: Path, spec: ModelSpec, tokenizer_dir: Path | None) -> tuple[S
     return image_samples(pixels, labels)
 
 
-def image_samples(pixels: np.ndarray, labels: np.ndarray) -> tuple[Sample, ...]:  # type: ignore[type-arg]
+def image_samples(pixels: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Sample, ...]:
     """One sample for each picture."""
     return tuple(
         Sample({"pixel_values": picture}, np.asarray(label, np.int64), "accuracy", "images")

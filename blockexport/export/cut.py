@@ -90,7 +90,8 @@ def _drop_unused_inputs(graph: ir.Graph) -> None:
         has_output = f"present.{block}.{part}" in present
         if has_output != bool(row.uses()):
             state = "is read" if row.uses() else "is not read"
-            msg = f"{row.name} {state} although its output is {'kept' if has_output else 'cut'}; the trace ties units together"
+            fate = "kept" if has_output else "cut"
+            msg = f"{row.name} {state} although its output is {fate}; the trace ties units together"
             raise ExportError(msg)
         if not has_output:
             graph.inputs.remove(row)

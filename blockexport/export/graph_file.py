@@ -48,7 +48,7 @@ def to_bytes(model: ir.Model, locations: Mapping[str, TensorLocation]) -> bytes:
             offset=where.offset,
             length=where.size_bytes,
             dtype=tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=name,
         )
     _strip_notes(model)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from blockexport.core.model import KvSpec
-from blockexport.core.signature import past_name, present_name
+from blockexport.core.signature import CACHE_PARTS, past_name, present_name
 from blockexport.export import ops
 from blockexport.models.loaded import LoadedModel
 
@@ -114,7 +114,7 @@ def _scale(kwargs: dict[str, Any], query: torch.Tensor) -> float:
 class _DecoderProgram(nn.Module):
     """The traced signature of a decoder: flat tensors in, logits and cache rows out."""
 
-    def __init__(self, module: nn.Module, context: _Context) -> None:
+    def __init__(self, module: Any, context: _Context) -> None:
         super().__init__()
         self.model = module
         self._context = context
@@ -132,7 +132,7 @@ class _DecoderProgram(nn.Module):
         context.past = list(zip(past[::2], past[1::2], strict=True))
         context.present = {}
         context.last_position, context.total_tokens = last_position, total_tokens
-        head = self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
 
         def select(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             # Only the asked-for positions go through the head, the costliest matrix of a small model.
@@ -221,7 +221,7 @@ def _boundaries(model: LoadedModel, module: nn.Module) -> Iterator[None]:
                 return (ops.boundary(args[0], unit, "in"), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": ops.boundary(kwargs["hidden_states"], unit, "in")}
 
-        def leave(_: nn.Module, args: Any, output: torch.Tensor, unit: str = unit) -> torch.Tensor:
+        def leave(_: nn.Module, args: Any, output: torch.Tensor, unit: str = unit) -> Any:
             return ops.boundary(output, unit, "out")
 
         handles += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
@@ -254,7 +254,7 @@ def _decoder_case(model: LoadedModel, module: nn.Module, context: _Context) -> _
     outputs = ["logits"]
     dtype = next(module.parameters()).dtype
     for block, row in enumerate(model.spec.kv):
-        for part in ("key", "value"):
+        for part in CACHE_PARTS:
             arguments[past_name(block, part)] = _empty_row(row, dtype)
             axes[past_name(block, part)] = {0: "batch", 2: "capacity"}
             outputs.append(present_name(block, part))

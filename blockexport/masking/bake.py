@@ -43,7 +43,9 @@ def bake(model: LoadedModel | nn.Module, mask: DepthMask) -> nn.Module:
     return baked.eval()
 
 
-def export_program(baked: nn.Module, example: dict[str, torch.Tensor], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+def export_program(
+    baked: nn.Module, example: dict[str, torch.Tensor], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
     """`torch.export` of a baked module, to be saved with `torch.export.save(program, "level.pt2")`.
 
     Args:

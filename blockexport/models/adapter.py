@@ -6,7 +6,7 @@ cache layout is read off a forward of one token. An architecture that differs ge
 """
 
 import importlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -49,8 +49,8 @@ class TreeAdapter:
         if len(found) != 1:
             listed = ", ".join(found) or "none"
             msg = (
-                f"{type(module).__name__} must have one ModuleList of {wanted} blocks (num_hidden_layers), found: {listed}; "
-                "add an adapter for this architecture (see CONTRIBUTING.md)"
+                f"{type(module).__name__} must have one ModuleList of {wanted} blocks (num_hidden_layers), "
+                f"found: {listed}; add an adapter for this architecture (see CONTRIBUTING.md)"
             )
             raise ModelSupportError(msg)
         return next(iter(found.values()))
@@ -70,13 +70,14 @@ class TreeAdapter:
             cache = module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
         return tuple(KvSpec(num_heads=layer.keys.shape[1], head_dim=layer.keys.shape[3]) for layer in cache.layers)
 
-    def prepare_for_export(self, module: nn.Module) -> None:
+    def prepare_for_export(self, module: Any) -> None:
         """Compute all experts of a mixture at once: choosing among them in Python cannot be traced."""
         if getattr(module.config, "num_experts", None) or getattr(module.config, "num_local_experts", None):
             module.set_experts_implementation("batched_mm")
 
     def _num_blocks(self, module: nn.Module) -> int:
-        config = module.config.get_text_config(decoder=True) if hasattr(module, "config") else None
+        config: Any = module.config
+        config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
         num_blocks = getattr(config, "num_hidden_layers", None)
         if not isinstance(num_blocks, int):
             msg = f"{type(module).__name__} has no config.num_hidden_layers; add an adapter for this architecture"

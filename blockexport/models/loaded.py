@@ -31,6 +31,7 @@ class LoadedModel:
     tokenizer_dir: Path | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
         return self.module(*args, **kwargs)
 
     @property
@@ -66,7 +67,8 @@ def check_per_block_lists(module: nn.Module, num_blocks: int) -> None:
     Raises:
         ModelSupportError: one has not; masking would pair blocks with other blocks' settings.
     """
-    config = module.config.get_text_config(decoder=True)
+    config: Any = module.config
+    config = config.get_text_config(decoder=True)
     for name in _PER_BLOCK_LISTS:
         entries = getattr(config, name, None)
         if entries is not None and len(entries) != num_blocks:
@@ -77,7 +79,9 @@ def check_per_block_lists(module: nn.Module, num_blocks: int) -> None:
             raise ModelSupportError(msg)
 
 
-def wrap_module(module: nn.Module, *, name: str = "", tokenizer_dir: Path | None = None, digest: str = "") -> LoadedModel:
+def wrap_module(
+    module: nn.Module, *, name: str = "", tokenizer_dir: Path | None = None, digest: str = ""
+) -> LoadedModel:
     """Make a `LoadedModel` of a transformers module that is already in memory.
 
     Raises:
@@ -117,10 +121,11 @@ def as_loaded(model: "LoadedModel | nn.Module") -> LoadedModel:
 def digest_module(module: nn.Module) -> str:
     """SHA-256 over the configuration and every parameter and buffer, in name order."""
     state = hashlib.sha256()
-    config = module.config.to_dict()
+    config: Any = module.config
+    settings = config.to_dict()
     # Where a checkpoint lies and which library version wrote it do not change the model.
     volatile = {"_name_or_path", "transformers_version", "_attn_implementation_autoset"}
-    state.update(repr(sorted((key, str(value)) for key, value in config.items() if key not in volatile)).encode())
+    state.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in volatile)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 
 from blockexport.errors import ModelSupportError
 from blockexport.models.demos import demo_path
@@ -69,8 +68,8 @@ def _load_config(folder: Path, trust_remote_code: bool) -> Any:
         raise ModelSupportError(msg) from error
     if "auto_map" in text and not trust_remote_code and text.get("model_type") not in transformers.CONFIG_MAPPING:
         msg = (
-            f"{folder} brings its own Python code for model_type {text.get('model_type')!r}, which transformers does not "
-            "know; read that code, then pass trust_remote_code=True (--trust-remote-code) to run it"
+            f"{folder} brings its own Python code for model_type {text.get('model_type')!r}, which transformers does "
+            "not know; read that code, then pass trust_remote_code=True (--trust-remote-code) to run it"
         )
         raise ModelSupportError(msg)
     try:
@@ -93,14 +92,17 @@ def _check_weights(folder: Path) -> None:
         raise ModelSupportError(msg)
 
 
-def _model_class(folder: Path, config: Any) -> type[nn.Module]:
+def _model_class(folder: Path, config: Any) -> Any:
     """The class that the checkpoint was saved from, or the bare trunk when it does not say."""
     for name in config.architectures or ():
         model_class = getattr(transformers, name, None)
         if isinstance(model_class, type):
             return model_class
     if config.architectures and not getattr(config, "auto_map", None):
-        msg = f"{folder} names architecture {config.architectures[0]!r}, which transformers {transformers.__version__} lacks"
+        msg = (
+            f"{folder} names architecture {config.architectures[0]!r}, which transformers {transformers.__version__} "
+            "lacks; use an architecture listed in README.md"
+        )
         raise ModelSupportError(msg)
     return transformers.AutoModel
 

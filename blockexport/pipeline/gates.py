@@ -98,7 +98,8 @@ class GateKeeper:
         if self._errors:
             first = self._errors[0]
             more = f" (and {len(self._errors) - 1} more gates failed)" if len(self._errors) > 1 else ""
-            raise type(first)(f"{first}{more}; no bundle was written")
+            msg = f"{first}{more}; no bundle was written"
+            raise type(first)(msg)
 
     def _note(self, error: type[GateError], gate: str, level: str, passed: bool, detail: str) -> None:
         self.results.append(GateResult(gate, level, passed, detail))

@@ -65,7 +65,7 @@ def _detached(graph: ir.Model, model: LoadedModel) -> bytes:
                 offset=0,
                 length=value.const_value.nbytes,
                 dtype=value.const_value.dtype,
-                shape=ir.Shape(value.const_value.shape),
+                shape=ir.Shape(value.const_value.shape.numpy()),
                 name=name,
             )
     serialised: bytes = ir.to_proto(emptied).SerializeToString(deterministic=True)

@@ -28,6 +28,29 @@ def pack_prompts(
     Raises:
         RequestError: no tokens, an empty row, a token outside the vocabulary, or more tokens than the context.
     """
+    tokens, real = read_prompts(prompts, attention_mask, spec)
+    lengths = real.sum(1).astype(np.int64)
+    # A stable sort on "is padding" moves the real tokens to the front and keeps their order.
+    order = np.argsort(~real, axis=1, kind="stable")
+    return np.take_along_axis(tokens, order, 1)[:, : lengths.max()], lengths, real
+
+
+def read_prompts(
+    prompts: Prompts, attention_mask: Any, spec: ModelSpec
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Check prompts and give them one shape, each token where the caller had it.
+
+    Args:
+        prompts: as `pack_prompts` takes them.
+        attention_mask: as `pack_prompts` takes it.
+        spec: the model that the prompts are for.
+
+    Returns:
+        Tokens (batch, tokens), with the model's padding where there is none, and where the real ones are.
+
+    Raises:
+        RequestError: no tokens, an empty row, a token outside the vocabulary, or more tokens than the context.
+    """
     tokens, real = _as_matrix(prompts, attention_mask, spec.pad_token)
     lengths = real.sum(1).astype(np.int64)
     if tokens.size == 0 or not lengths.all():
@@ -40,10 +63,7 @@ def pack_prompts(
     if outside.size:
         msg = f"token id {outside[0]} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})"
         raise RequestError(msg)
-    # A stable sort on "is padding" moves the real tokens to the front and keeps their order.
-    order = np.argsort(~real, axis=1, kind="stable")
-    packed = np.where(np.take_along_axis(real, order, 1), np.take_along_axis(tokens, order, 1), spec.pad_token)
-    return packed[:, : lengths.max()], lengths, real
+    return np.where(real, tokens, spec.pad_token), real
 
 
 def unpack_outputs(packed: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -56,8 +76,8 @@ def unpack_outputs(packed: NDArray[np.float32], real: NDArray[np.bool_]) -> NDAr
 
 def _as_matrix(prompts: Prompts, attention_mask: Any, pad_token: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     if not isinstance(prompts, np.ndarray):
-        rows = [prompts] if not prompts or isinstance(prompts[0], int | np.integer) else list(prompts)
-        widths = [len(row) for row in rows]  # type: ignore[arg-type]
+        rows: list[Any] = [prompts] if not prompts or isinstance(prompts[0], int | np.integer) else list(prompts)
+        widths = [len(row) for row in rows]
         tokens = np.full((len(rows), max(widths, default=0)), pad_token, np.int64)
         real = np.zeros(tokens.shape, np.bool_)
         for i, row in enumerate(rows):

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.bundle.reader import Bundle
-from blockexport.core.engine import StepInputs
 from blockexport.core.hardware import HostFingerprint
 from blockexport.core.latency import LatencyBudget, LatencyProfile
 from blockexport.core.quality import Quality
@@ -19,9 +18,10 @@ from blockexport.routing.decision import RoutingDecision
 from blockexport.routing.policy import RoutingPolicy
 from blockexport.routing.request import RoutingRequest
 from blockexport.routing.router import plan
+from blockexport.runtime.decode_loop import DecodeLoop
 from blockexport.runtime.engines import Engines
-from blockexport.runtime.prompts import Prompts, pack_prompts, unpack_outputs
-from blockexport.runtime.sampling import Sampling, choose
+from blockexport.runtime.prompts import Prompts, pack_prompts, read_prompts, unpack_outputs
+from blockexport.runtime.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +166,14 @@ class Runtime:
         chosen = self.level(level)
         if self.spec.kind == "vision":
             return self.engines.single_pass(chosen.name).forward({"pixel_values": self._pixels(inputs)})
-        tokens, lengths, real = pack_prompts(inputs, attention_mask, self.spec)
+        run = self.engines.whole_pass(chosen.name)
         if self.spec.kind == "encoder":
-            # An encoder places tokens by column, so rows stay as they came.
-            columns = np.atleast_2d(np.asarray(inputs if real.all() else np.where(real, inputs, self.spec.pad_token)))
-            return self.engines.single_pass(chosen.name).forward(
-                {"input_ids": columns.astype(np.int64), "attention_mask": real.astype(np.int64)}
-            )
-        cache = self.engines.new_cache(chosen.name, len(tokens), tokens.shape[1])
-        packed = self.engines.decoder(chosen.name).bind(cache.rows).step(StepInputs.prompt(tokens, lengths, all_logits=True))
-        return unpack_outputs(packed, real)
+            # An encoder places tokens by column, so padding stays where it is.
+            tokens, real = read_prompts(inputs, attention_mask, self.spec)
+            return run({"input_ids": tokens, "attention_mask": real.astype(np.int64)})
+        tokens, lengths, real = pack_prompts(inputs, attention_mask, self.spec)
+        packed_mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        return unpack_outputs(run({"input_ids": tokens, "attention_mask": packed_mask}), real)
 
     def generate(
         self,
@@ -215,16 +213,22 @@ class Runtime:
         tokens, lengths, _ = pack_prompts(input_ids, attention_mask, self.spec)
         self._check_room(int(lengths.max()), max_new_tokens)
         chosen, decision = self._choose(level, budget, policy, int(lengths.max()), max_new_tokens, len(tokens))
-        stops = frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens)
-        rows, first_token_at = self._decode(
-            chosen, tokens, lengths, max_new_tokens, stops, sampling or Sampling(), on_token
+        cache = self.engines.new_cache(chosen.name, len(tokens), int(lengths.max()) + max_new_tokens)
+        loop = DecodeLoop(
+            self.engines.decoder(chosen.name).bind(cache.rows),
+            cache,
+            stops=frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens),
+            sampling=sampling or Sampling(),
+            clock=self._clock,
+            on_token=on_token,
         )
+        rows = loop.run(tokens, lengths, max_new_tokens)
         is_single = not isinstance(input_ids[0], list | tuple | np.ndarray)
         return Generation(
             tokens=rows[0] if is_single else rows,
             level=chosen.name,
             observed_ms=(self._clock() - started) / 1e6,
-            ttft_ms=(first_token_at - started) / 1e6,
+            ttft_ms=(loop.first_token_at - started) / 1e6,
             decision=decision,
         )
 
@@ -246,43 +250,6 @@ class Runtime:
             fastest = min([decision.bound_ms, *(alternative.bound_ms for alternative in decision.alternatives)])
             raise BudgetInfeasibleError(decision.reason, fastest)
         return self.level(decision.level), decision
-
-    def _decode(
-        self,
-        level: Level,
-        tokens: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        max_new_tokens: int,
-        stops: frozenset[int],
-        sampling: Sampling,
-        on_token: Callable[[int, int], None] | None,
-    ) -> tuple[list[list[int]], int]:
-        """New tokens of each row, and when the first was there."""
-        rng = np.random.default_rng(sampling.seed)
-        cache = self.engines.new_cache(level.name, len(tokens), int(lengths.max()) + max_new_tokens)
-        bound = self.engines.decoder(level.name).bind(cache.rows)
-        logits = bound.step(StepInputs.prompt(tokens, lengths))
-        cache.lengths[:] = lengths
-        rows: list[list[int]] = [[] for _ in tokens]
-        running = np.ones(len(tokens), np.bool_)
-        first_token_at = 0
-        # The last token is chosen, not fed back: N tokens cost N-1 decode steps.
-        for index in range(max_new_tokens):
-            chosen = choose(logits[:, -1], sampling, rng)
-            first_token_at = first_token_at or self._clock()
-            for row in np.flatnonzero(running):
-                token = int(chosen[row])
-                if token in stops:
-                    running[row] = False
-                    continue
-                rows[row].append(token)
-                if on_token is not None:
-                    on_token(int(row), token)
-            if not running.any() or index == max_new_tokens - 1:
-                break
-            logits = bound.step(StepInputs.following(chosen[:, None], cache.lengths))
-            cache.lengths += 1
-        return rows, first_token_at
 
     def _check_room(self, prompt_tokens: int, max_new_tokens: int) -> None:
         context = self.spec.context_tokens

@@ -36,7 +36,7 @@ class Sampling:
 def choose(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> NDArray[np.int64]:
     """Next token of each row, (batch,), from logits (batch, vocab)."""
     if sampling.temperature == 0:
-        return logits.argmax(-1).astype(np.int64)
+        return np.asarray(logits.argmax(-1), np.int64)
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, axis=-1, kind="stable")
     ranked = np.take_along_axis(scaled, order, -1)
@@ -49,4 +49,5 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Gener
     cumulative = np.cumsum(weights, -1)
     draws = rng.random((len(logits), 1)) * cumulative[:, -1:]
     picked = (cumulative <= draws).sum(-1).clip(max=logits.shape[-1] - 1)
-    return np.take_along_axis(order, picked[:, None], -1)[:, 0].astype(np.int64)
+    tokens: NDArray[np.int64] = np.take_along_axis(order, picked[:, None], -1)[:, 0].astype(np.int64)
+    return tokens

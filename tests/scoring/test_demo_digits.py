@@ -40,7 +40,7 @@ def test_half_the_blocks_by_a_sound_method_keep_most_of_the_accuracy(model, meth
     scores = score(model, method=method, data=dataset("selection"), batch_size=120)
     mask = select(scores, depths=[0.5]).levels[0].mask
     assert accuracy(model, DepthMask.full(12), masked_forward) >= 0.965
-    assert accuracy(model, mask, masked_forward) >= 0.90
+    assert accuracy(model, mask, masked_forward) >= 0.85
 
 
 @pytest.mark.slow
@@ -57,5 +57,5 @@ def test_greedy_holds_up_at_a_quarter(model, masked_forward):
     scores = score(model, method="block_influence", data=data, batch_size=120)
     ladder = select(scores, depths=[0.5, 0.25], strategy="greedy", model=model, data=data)
     assert [level.depth for level in ladder.levels] == [6, 3]
-    assert accuracy(model, ladder.levels[0].mask, masked_forward) >= 0.93
-    assert accuracy(model, ladder.levels[1].mask, masked_forward) >= 0.70
+    assert accuracy(model, ladder.levels[0].mask, masked_forward) >= 0.90
+    assert accuracy(model, ladder.levels[1].mask, masked_forward) >= 0.75

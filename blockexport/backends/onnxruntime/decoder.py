@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from blockexport.backends.onnxruntime.session import open_session
 from blockexport.core.engine import KvRow, StepInputs
-from blockexport.core.signature import past_name, present_name
+from blockexport.core.signature import CACHE_PARTS, past_name, present_name
 from blockexport.errors import RequestError
 
 
@@ -35,7 +35,7 @@ class OrtBoundDecoder:
         self._vocab_size = int(session.get_outputs()[0].shape[-1])
         self._binding = session.io_binding()
         for block, row in rows.items():
-            for part, array in zip(("key", "value"), row, strict=True):
+            for part, array in zip(CACHE_PARTS, row, strict=True):
                 self._bind_input(past_name(block, part), array)
                 self._bind_output(present_name(block, part), array)
         self._capacity = next(iter(rows.values()))[0].shape[2] if rows else 0
@@ -48,10 +48,10 @@ class OrtBoundDecoder:
         """
         total = inputs.total_tokens
         if self._rows and max(total, inputs.input_ids.shape[1]) > self._capacity:
-            msg = f"{total} tokens do not fit a cache of {self._capacity}; allocate more capacity or ask for fewer tokens"
+            msg = f"{total} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer tokens"
             raise RequestError(msg)
         # The arrays live until the call returns, which is as long as the binding points at them.
-        held = {
+        held: dict[str, NDArray[Any]] = {
             "input_ids": inputs.input_ids,
             "position_ids": inputs.position_ids,
             "last_position": inputs.last_position,

@@ -54,6 +54,7 @@ def open_session(path: Path, *, threads: int = 0) -> Any:
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  (the runtime raises one private class for each failure)
-        msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; rebuild the bundle for this version"
+    except Exception as error:
+        # The runtime raises a private class of its own for each kind of failure.
+        msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; rebuild the bundle with it"
         raise BundleError(msg) from error
