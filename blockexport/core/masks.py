@@ -155,9 +155,7 @@ class DepthLadder:
                 raise MaskError(msg)
 
     @classmethod
-    def from_masks(
-        cls, masks: Sequence[DepthMask], *, strategy: str = "given", notes: Sequence[str] = ()
-    ) -> Self:
+    def from_masks(cls, masks: Sequence[DepthMask], *, strategy: str = "given", notes: Sequence[str] = ()) -> Self:
         """Build from masks in any order; each level is named `d{depth}`."""
         ordered = sorted(masks, key=lambda mask: -mask.depth)
         return cls(tuple(DepthLevel(f"d{mask.depth}", mask) for mask in ordered), strategy, tuple(notes))

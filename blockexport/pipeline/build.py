@@ -136,9 +136,7 @@ class _Build:
         graphs = {level.name: self._cut(marked, level) for level in self.ladder.levels}
         deepest = graphs[self.ladder.levels[0].name]
         locations = write_weights(writer.path_for(WEIGHTS_FILE), shared_tensors(deepest))
-        engines = {
-            name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()
-        }
+        engines = {name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()}
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
@@ -187,9 +185,7 @@ class _Build:
         writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
         return self._draft(tuple(levels), data)
 
-    def _parity(
-        self, opened: Engines, level: str, cases: tuple[ParityCase, ...]
-    ) -> tuple[ParityRecord, ...]:
+    def _parity(self, opened: Engines, level: str, cases: tuple[ParityCase, ...]) -> tuple[ParityRecord, ...]:
         if self.model.spec.kind == "decoder":
             return check_decoder(opened.decoder(level), opened.layout(level), cases)
         return check_single_pass(opened.single_pass(level), cases)

@@ -40,9 +40,7 @@ class DecodeLoop:
         self._on_token = on_token
         self.first_token_at = 0
 
-    def run(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], max_new_tokens: int
-    ) -> list[list[int]]:
+    def run(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], max_new_tokens: int) -> list[list[int]]:
         """Continue prompts (batch, tokens), padded on the right, of `lengths` (batch,); new tokens of each row."""
         rng = np.random.default_rng(self._sampling.seed)
         rows: list[list[int]] = [[] for _ in tokens]

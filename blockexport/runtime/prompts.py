@@ -35,9 +35,7 @@ def pack_prompts(
     return np.take_along_axis(tokens, order, 1)[:, : lengths.max()], lengths, real
 
 
-def read_prompts(
-    prompts: Prompts, attention_mask: Any, spec: ModelSpec
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def read_prompts(prompts: Prompts, attention_mask: Any, spec: ModelSpec) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Check prompts and give them one shape, each token where the caller had it.
 
     Args:

@@ -58,9 +58,7 @@ class Generation:
 class Runtime:
     """A bundle ready to serve. Not safe for use by several threads at once."""
 
-    def __init__(
-        self, bundle: Bundle, *, threads: int = 0, clock: Callable[[], int] = time.perf_counter_ns
-    ) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.bundle = bundle
         self.spec = bundle.manifest.model
         self.engines = Engines.of_bundle(bundle, threads=threads)
@@ -144,9 +142,7 @@ class Runtime:
         request = RoutingRequest(prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch)
         return plan(self.profile, self.levels, request, budget, policy, min_quality)
 
-    def forward(
-        self, inputs: Any, level: str | None = None, *, attention_mask: Any = None
-    ) -> NDArray[np.float32]:
+    def forward(self, inputs: Any, level: str | None = None, *, attention_mask: Any = None) -> NDArray[np.float32]:
         """Run a level once on whole inputs.
 
         Args:

@@ -79,9 +79,7 @@ class BatchSource:
         config = self._config
         rng = random.Random(f"{config.seed}:{step}")
         rows = [self._code_row(rng) for _ in range(config.code_rows)]
-        items = {
-            task: tasks.generate(task, held_out=False, seed=rng.randrange(2**32)) for task in tasks.TASKS
-        }
+        items = {task: tasks.generate(task, held_out=False, seed=rng.randrange(2**32)) for task in tasks.TASKS}
         shares = config.early_task_shares if step < config.num_steps // 2 else config.late_task_shares
         rows += [self._task_row(rng, items, shares) for _ in range(config.task_rows)]
         return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])

@@ -28,11 +28,7 @@ def read_split(split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     digits = load_digits()
     pixels = (digits.images / (_MAX_PIXEL / 2) - 1.0).astype(np.float32)[:, None]
     labels = digits.target.astype(np.int64)
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=_NUM_TEST, random_state=SPLIT_SEED, stratify=labels
-    )
-    train, selection = train_test_split(
-        rest, test_size=_NUM_SELECTION, random_state=SPLIT_SEED, stratify=labels[rest]
-    )
+    rest, test = train_test_split(np.arange(len(labels)), test_size=_NUM_TEST, random_state=SPLIT_SEED, stratify=labels)
+    train, selection = train_test_split(rest, test_size=_NUM_SELECTION, random_state=SPLIT_SEED, stratify=labels[rest])
     chosen = {"train": train, "selection": selection, "test": test}[split]
     return pixels[chosen], labels[chosen]
