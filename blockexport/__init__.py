@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from blockexport.masking.bake import bake
     from blockexport.masking.masked import masked
     from blockexport.models.loading import load_model
-    from blockexport.pipeline import build
+    from blockexport.pipeline.build import build
     from blockexport.runtime import load
     from blockexport.scoring import score
     from blockexport.selection import select
@@ -46,7 +46,7 @@ _MODULES = {
     "DepthMask": "blockexport.core.masks",
     "LatencyBudget": "blockexport.core.latency",
     "bake": "blockexport.masking.bake",
-    "build": "blockexport.pipeline",
+    "build": "blockexport.pipeline.build",
     "load": "blockexport.runtime",
     "load_model": "blockexport.models.loading",
     "masked": "blockexport.masking.masked",

@@ -5,6 +5,10 @@ from pathlib import PurePosixPath
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
+PARITY_FILE = "parity.safetensors"
+"""The eager reference's recorded answers, so that a bundle can be verified without torch or the checkpoint."""
+SCORES_FILE = "scores.json"
+"""The block scores that the ladder rests on, in bundles that were built from scores."""
 TOKENIZER_FOLDER = "tokenizer"
 PROFILES_FOLDER = "profiles"
 # What Linux and macOS take for one part of a path.

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-_RELEVANT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "torch", "transformers", "tensorrt", "tensorrt-rtx")
+# What runs an engine; what only builds one may change without making a profile stale.
+_RELEVANT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "tensorrt", "tensorrt-rtx")
 
 
 class HostFingerprint(BaseModel):

@@ -132,11 +132,13 @@ class DepthLadder:
         levels: at least one.
         strategy: how the masks were chosen; "given" when the caller named them.
         notes: what a reader of the ladder must know, e.g. that a threshold kept everything.
+        model: digest of the model whose scores chose the masks; "" when nobody said.
     """
 
     levels: tuple[DepthLevel, ...]
     strategy: str = "given"
     notes: tuple[str, ...] = ()
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -184,6 +186,7 @@ class DepthLadder:
             "num_blocks": self.num_blocks,
             "strategy": self.strategy,
             "notes": list(self.notes),
+            "model": self.model,
             "levels": [level.to_json() for level in self.levels],
         }
 
@@ -199,7 +202,8 @@ class DepthLadder:
             levels = tuple(
                 DepthLevel(entry["name"], DepthMask.from_kept(entry["kept"], num_blocks)) for entry in value["levels"]
             )
-            return cls(levels, value.get("strategy", "given"), tuple(value.get("notes", ())))
+            notes = tuple(value.get("notes", ()))
+            return cls(levels, value.get("strategy", "given"), notes, value.get("model", ""))
         except (KeyError, TypeError, AttributeError) as error:
             msg = f"not a ladder file ({error!r}); write one with `blockexport select`"
             raise MaskError(msg) from error

@@ -1,5 +1,4 @@
-"""The build stages composed: the only code that knows their order."""
+"""The build stages composed: the only code that knows their order.
 
-from blockexport.pipeline.build import build
-
-__all__ = ["build"]
+Nothing is imported here: recognising an unchanged recipe needs no torch.
+"""

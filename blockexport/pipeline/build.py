@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 from torch import nn
 
-from blockexport.bundle.layout import TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
+from blockexport.bundle.layout import PARITY_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
 from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft, ParityRecord
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.bundle.weights import TensorLocation, write_weights
@@ -23,7 +23,7 @@ from blockexport.core.masks import DepthLadder, DepthLevel
 from blockexport.core.parity import ParityCase, pack_cases
 from blockexport.core.quality import Forward, Quality, evaluate
 from blockexport.datasets import load_dataset
-from blockexport.errors import ConfigError
+from blockexport.errors import ConfigError, ScoresError
 from blockexport.export.audit import audit
 from blockexport.export.cut import cut
 from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
@@ -34,7 +34,6 @@ from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
-from blockexport.pipeline.layout import PARITY_FILE
 from blockexport.pipeline.trace_cache import marked_graph
 from blockexport.runtime.engines import Engines, LevelFile
 
@@ -94,7 +93,7 @@ def build(
         The bundle, opened.
 
     Raises:
-        ConfigError: an unknown backend, or a ladder for another number of blocks.
+        ConfigError: an unknown backend, or a ladder for another model or number of blocks.
         GateError: a gate said no; nothing was written.
         ExportError: the model cannot be traced or lowered.
         BundleError: the bundle cannot be written there.
@@ -103,6 +102,9 @@ def build(
     _check_backends(backends)
     loaded = load_model(model) if isinstance(model, str | Path) else as_loaded(model)
     loaded.check_mask(ladder.levels[0].mask)
+    if ladder.model and ladder.model != loaded.spec.digest:
+        msg = f"the ladder rests on scores of another model than {loaded.spec.name}; score and select for this one"
+        raise ScoresError(msg)
     keeper = keeper or GateKeeper(options.gates)
     work = _Build(loaded, ladder, options, keeper, on_stage or (lambda _what, _share: None))
     with BundleWriter(Path(out), overwrite=options.overwrite) as writer:

@@ -1,89 +1,9 @@
-"""Scores kept between builds, content-addressed, and where on this machine such things are kept."""
+"""Where on this machine scores and traces are kept between builds."""
 
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from blockexport.core.data import Dataset
-from blockexport.core.jsonio import dump_json, read_json, write_atomically
-from blockexport.core.scores import BlockScores
 from blockexport.errors import ConfigError
-from blockexport.models.loaded import LoadedModel
-from blockexport.pipeline.fingerprint import code_digest, digest_value, tool_versions
-from blockexport.scoring import score
-
-
-def cached_scores(
-    model: LoadedModel,
-    *,
-    method: str,
-    data: Dataset,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    num_samples: int | None = None,
-    cache_folder: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> BlockScores:
-    """Scores from the cache if they are there, else measured and put there; a killed run goes on where it was.
-
-    Args:
-        model: the model to score.
-        method: name of the scoring method.
-        data: what it is scored on.
-        protected: blocks that must stay.
-        seed: of the draw of the samples.
-        num_samples: samples to use; None for all.
-        cache_folder: where scores are kept; None to measure in any case.
-        on_progress: called with (steps done, steps in all).
-
-    Raises:
-        ConfigError: see `scoring.score`.
-    """
-
-    def measure(resume_path: Path | None) -> BlockScores:
-        return score(
-            model,
-            method=method,
-            data=data,
-            protected=protected,
-            seed=seed,
-            num_samples=num_samples,
-            resume_path=resume_path,
-            on_progress=on_progress,
-        )
-
-    if cache_folder is None:
-        return measure(None)
-    key = digest_value(
-        {
-            "method": method,
-            "model": model.spec.digest,
-            "data": data.digest,
-            "protected": sorted(set(protected)),
-            "seed": seed,
-            "num_samples": num_samples,
-            "tools": tool_versions(),
-            "code": code_digest(),
-        }
-    )
-    path = cache_folder / "scores" / f"{key}.json"
-    found = _read(path, model)
-    if found is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = measure(path.with_suffix(".unfinished"))
-        write_atomically(path, dump_json(found.to_json()))
-    return found
-
-
-def _read(path: Path, model: LoadedModel) -> BlockScores | None:
-    """A cache entry, or None when there is none that can be used: a damaged one is measured again."""
-    if not path.is_file():
-        return None
-    try:
-        found = BlockScores.from_json(read_json(path), model.num_blocks)
-    except ConfigError:
-        return None
-    return found if found.model == model.spec.digest else None
 
 
 def default_cache_folder() -> Path:
@@ -92,3 +12,23 @@ def default_cache_folder() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "blockexport"
+
+
+def open_cache(folder: Path | None) -> Path | None:
+    """The folder, made if need be; None when the default one cannot be made, since a build does without.
+
+    Args:
+        folder: where; None for `default_cache_folder`.
+
+    Raises:
+        ConfigError: a folder was named and cannot be made.
+    """
+    chosen = folder or default_cache_folder()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if folder is None:
+            return None
+        msg = f"cannot use cache folder {folder}: {error.strerror or error}; name another one, or use no cache"
+        raise ConfigError(msg) from error
+    return chosen if os.access(chosen, os.W_OK) else None

@@ -1,6 +1,7 @@
 """The one entry to all strategies."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blockexport.core.masks import DepthLadder
@@ -60,18 +61,23 @@ def select(
     if strategy == "threshold":
         check_depths((), scores, min_depth)
         notes = ("depths are not used by strategy 'threshold'",) if depths and threshold is not None else ()
-        return select_by_threshold(scores, _thresholds(threshold, depths), min_depth, notes)
+        return _of(scores, select_by_threshold(scores, _thresholds(threshold, depths), min_depth, notes))
     if threshold is not None:
         msg = f"strategy {strategy!r} takes no threshold; give depths, or use strategy 'threshold'"
         raise ConfigError(msg)
     counts, merged = resolve_depths(depths or (), scores.num_blocks)
     check_depths(counts, scores, min_depth)
     if strategy == "top_k":
-        return select_top_k(scores, counts, merged)
+        return _of(scores, select_top_k(scores, counts, merged))
     if strategy == "sequential":
-        return select_sequential(scores, counts, merged)
+        return _of(scores, select_sequential(scores, counts, merged))
     chosen = objective or _default_objective(scores, model, data)
-    return select_greedily(scores, counts, chosen, notes=merged, on_progress=on_progress)
+    return _of(scores, select_greedily(scores, counts, chosen, notes=merged, on_progress=on_progress))
+
+
+def _of(scores: BlockScores, ladder: DepthLadder) -> DepthLadder:
+    """The ladder with the digest of the model it was chosen for."""
+    return replace(ladder, model=scores.model)
 
 
 def _thresholds(threshold: float | Sequence[float] | None, depths: Sequence[Depth] | None) -> tuple[float, ...]:
@@ -88,8 +94,8 @@ def _default_objective(scores: BlockScores, model: "LoadedModel | nn.Module | No
         msg = "strategy 'greedy' measures the model again after each removal; give model and data, or an objective"
         raise ConfigError(msg)
     # Every other strategy works on a scores file alone, on hosts without torch.
-    from blockexport.models.loaded import as_loaded
-    from blockexport.models.objective import kl_objective
+    from blockexport.models.loaded import as_loaded  # noqa: PLC0415
+    from blockexport.models.objective import kl_objective  # noqa: PLC0415
 
     loaded = as_loaded(model)
     if scores.num_blocks != loaded.num_blocks or scores.model not in ("", loaded.spec.digest):

@@ -3,9 +3,10 @@
 import tomllib
 from pathlib import Path
 
-import blockexport as bx
-import blockexport.errors as errors
 import pytest
+
+import blockexport as bx
+from blockexport import errors
 
 CONTRACT = {
     "BlockExportError",

@@ -128,8 +128,14 @@ def masks(*kept):
         (lambda: DepthLadder.from_masks(masks([0, 1], [2])), "no strict subset"),
         (lambda: DepthLadder.from_masks([DepthMask.full(4), DepthMask.full(3)]), "no strict subset"),
         (lambda: DepthLadder.from_masks(masks([0, 1], [1, 2])), "repeat"),
-        (lambda: DepthLadder(tuple(DepthLevel(n, m) for n, m in zip("ab", masks([0], [0, 1])))), "deepest first"),
-        (lambda: DepthLadder(tuple(DepthLevel(n, m) for n, m in zip("ab", masks([0], [0])))), "no strict subset"),
+        (
+            lambda: DepthLadder(tuple(DepthLevel(n, m) for n, m in zip("ab", masks([0], [0, 1]), strict=True))),
+            "deepest first",
+        ),
+        (
+            lambda: DepthLadder(tuple(DepthLevel(n, m) for n, m in zip("ab", masks([0], [0]), strict=True))),
+            "no strict subset",
+        ),
         (lambda: DepthLadder(tuple(DepthLevel("a", m) for m in masks([0, 1], [0]))), "names .* repeat"),
         (lambda: DepthLadder.from_masks(masks([0, 1], [0])).level("d3"), "no level 'd3'; this ladder has d2, d1"),
         (lambda: DepthLadder.from_json({"levels": []}), "not a ladder file"),

@@ -1,5 +1,7 @@
 """Block influence from the hidden states that transformers itself hands out."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def test_one_minus_cosine_between_input_and_output(architecture):
         with torch.no_grad():
             states = [state[0] for state in model(**inputs, output_hidden_states=True).hidden_states]
         # The last state has passed the final norm, so the last block is left out.
-        pairs = list(zip(states, states[1:], strict=False))[:5]
+        pairs = list(pairwise(states))[:5]
         each.append([1 - torch.cosine_similarity(a, b, dim=-1).mean().item() for a, b in pairs])
     scores = score(model, method="block_influence", data=dataset, batch_size=3)
     assert scores.scores[:5] == pytest.approx(np.mean(each, axis=0), rel=1e-3)

@@ -1,0 +1,122 @@
+"""Is a bundle what was built, and does it still do what was proved? Needs neither torch nor the checkpoint."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+
+from blockexport.bundle.layout import PARITY_FILE
+from blockexport.bundle.manifest import LevelEntry, ParityRecord
+from blockexport.bundle.reader import Bundle, check_bundle, open_bundle
+from blockexport.core.parity import ParityCase, unpack_cases
+from blockexport.errors import BackendUnavailableError
+from blockexport.export.parity import check_decoder, check_single_pass
+from blockexport.runtime.engines import Engines
+
+Status = Literal["ok", "failed", "not run"]
+
+_DAMAGED = "the bundle is damaged, so nothing in it is opened"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCheck:
+    """One thing looked at.
+
+    Attributes:
+        id: what was looked at, such as `sha256:weights.safetensors`, `parity:d6:decode` or `audit:d6`.
+        status: `not run` when this host cannot look, or when it would be unsafe to.
+        why: what was found, or why it was not looked at; "" for files that are as they should be.
+    """
+
+    id: str
+    status: Status
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as the command line prints it."""
+        return asdict(self)
+
+
+def is_verified(checks: list[VerifiedCheck]) -> bool:
+    """Whether nothing failed."""
+    return not any(check.status == "failed" for check in checks)
+
+
+def verify_bundle(path: Path) -> list[VerifiedCheck]:
+    """Check the files, then hold every level to the recorded answers of the eager reference, then audit every graph.
+
+    Args:
+        path: the bundle's folder.
+
+    Raises:
+        BundleError: there is no folder to look at.
+    """
+    checks = [VerifiedCheck(check.id, "ok" if check.ok else "failed", check.why) for check in check_bundle(path)]
+    if not is_verified(checks):
+        return [*checks, VerifiedCheck("parity", "not run", _DAMAGED), VerifiedCheck("audit", "not run", _DAMAGED)]
+    # The digests were compared a moment ago.
+    bundle = open_bundle(path, verify=False)
+    return [*checks, *_parity(bundle), *_audits(bundle)]
+
+
+def _parity(bundle: Bundle) -> Iterator[VerifiedCheck]:
+    file = bundle.folder / PARITY_FILE
+    recorded = _read_cases(file) if file.is_file() else {}
+    engines = Engines.of_bundle(bundle)
+    for level in bundle.manifest.levels:
+        cases = recorded.get(level.name, ())
+        missing = {record.check for record in level.parity} - {case.check for case in cases}
+        if missing or not cases:
+            why = f"no recorded answers for {', '.join(sorted(missing)) or 'this level'} in {PARITY_FILE}; rebuild it"
+            yield VerifiedCheck(f"parity:{level.name}", "failed", why)
+            continue
+        yield from _level_parity(engines, level, cases)
+
+
+def _read_cases(path: Path) -> dict[str, tuple[ParityCase, ...]]:
+    with safe_open(path, framework="numpy") as file:
+        return unpack_cases({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+
+
+def _level_parity(engines: Engines, level: LevelEntry, cases: tuple[ParityCase, ...]) -> Iterator[VerifiedCheck]:
+    try:
+        if engines.spec.kind == "decoder":
+            records = check_decoder(engines.decoder(level.name), engines.layout(level.name), cases)
+        else:
+            records = check_single_pass(engines.single_pass(level.name), cases)
+    except BackendUnavailableError as error:
+        yield VerifiedCheck(f"parity:{level.name}", "not run", str(error))
+        return
+    except Exception as error:  # noqa: BLE001  (whatever stops an engine, the level cannot serve on this host)
+        yield VerifiedCheck(f"parity:{level.name}", "failed", " ".join(f"the engine does not run: {error}".split()))
+        return
+    for record in records:
+        yield VerifiedCheck(
+            f"parity:{level.name}:{record.check}", "ok" if record.passed else "failed", _found(record)
+        )
+
+
+def _found(record: ParityRecord) -> str:
+    text = f"max abs error {record.max_abs_err:.3g}, allowed {record.tolerance:.3g}"
+    if record.tokens_equal is not None:
+        text += ", greedy tokens " + ("identical" if record.tokens_equal else "differ")
+    return text
+
+
+def _audits(bundle: Bundle) -> Iterator[VerifiedCheck]:
+    if util.find_spec("onnx") is None:
+        yield VerifiedCheck("audit", "not run", "package onnx, which reads the graphs, is missing; install it")
+        return
+    from blockexport.export.audit import audit  # noqa: PLC0415  (onnx is not part of a serving host)
+
+    spec, num_blocks = bundle.manifest.model, bundle.manifest.num_blocks
+    for level in bundle.manifest.levels:
+        for engine in level.engines:
+            if not engine.path.endswith(".onnx"):
+                continue
+            findings = audit(bundle.folder / engine.path, level.mask(num_blocks), spec.block_path)
+            status: Status = "failed" if findings else "ok"
+            yield VerifiedCheck(f"audit:{level.name}", status, "; ".join(findings) or "no trace of a skipped block")
