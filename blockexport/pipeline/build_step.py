@@ -38,9 +38,7 @@ def build_with_summary(
     """
     keeper = keeper or GateKeeper(options.gates)
     try:
-        bundle = build(
-            model, ladder, backends=backends, out=out, options=options, keeper=keeper, on_stage=on_stage
-        )
+        bundle = build(model, ladder, backends=backends, out=out, options=options, keeper=keeper, on_stage=on_stage)
     except BlockExportError as error:
         outcome = BuildOutcome(model.spec.name, ladder, keeper.results, keeper.seconds, error=str(error))
         write_summary(out, outcome)

@@ -94,9 +94,7 @@ def _level_parity(engines: Engines, level: LevelEntry, cases: tuple[ParityCase, 
         yield VerifiedCheck(f"parity:{level.name}", "failed", " ".join(f"the engine does not run: {error}".split()))
         return
     for record in records:
-        yield VerifiedCheck(
-            f"parity:{level.name}:{record.check}", "ok" if record.passed else "failed", _found(record)
-        )
+        yield VerifiedCheck(f"parity:{level.name}:{record.check}", "ok" if record.passed else "failed", _found(record))
 
 
 def _found(record: ParityRecord) -> str:

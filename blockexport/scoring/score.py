@@ -10,6 +10,7 @@ from torch import nn
 
 from blockexport.core.data import Dataset
 from blockexport.core.scores import BlockScores
+from blockexport.datasets import load_dataset
 from blockexport.errors import ConfigError, DataError, ScoresError
 from blockexport.models.batches import DEFAULT_BATCH_SIZE, ModelData, read_data
 from blockexport.models.loaded import LoadedModel, as_loaded
@@ -37,7 +38,7 @@ def score(
     model: LoadedModel | nn.Module,
     *,
     method: str,
-    data: Dataset | Iterable[Mapping[str, Any]] | None = None,
+    data: Dataset | str | Path | Iterable[Mapping[str, Any]] | None = None,
     metric: Callable[..., Any] | None = None,
     protected: Sequence[int] = (),
     seed: int = 0,
@@ -51,8 +52,8 @@ def score(
     Args:
         model: a loaded model, or a transformers module; scored in evaluation mode, left as it was.
         method: one of `SCORING_METHODS`; each is explained in its own file.
-        data: a dataset, a DataLoader or an iterable of dict batches with `labels`. None only for `accuracy_drop` with
-            a metric that runs the model itself.
+        data: a dataset, a name or file that `load_dataset` takes, a DataLoader, or an iterable of dict batches with
+            `labels`. None only for `accuracy_drop` with a metric that runs the model itself.
         metric: for `accuracy_drop` only, higher is better. With data: `metric(outputs, batch)` gives one number for
             each sample; without: `metric(model)` gives one number.
         protected: blocks that must stay; they are not measured and score +inf.
@@ -76,6 +77,8 @@ def score(
     with _evaluation_mode(model.module if isinstance(model, LoadedModel) else model):
         loaded = as_loaded(model)
         kept = _check_protected(protected, loaded)
+        if isinstance(data, str | Path):
+            data = load_dataset(data, loaded.spec, loaded.tokenizer_dir)
         read = _read(data, metric, num_samples=num_samples, seed=seed, batch_size=batch_size)
         blocks = tuple(i for i in range(loaded.num_blocks) if i not in kept)
         identity = {

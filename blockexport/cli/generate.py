@@ -1,0 +1,104 @@
+"""`blockexport generate`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockexport.cli.options import BudgetOption, BundleArgument, ThreadsOption, TpotOption, TtftOption, budget_of
+from blockexport.cli.output import Output
+from blockexport.cli.verb import JsonFlag, Result, current_output, verb
+from blockexport.errors import ProfileError
+
+if TYPE_CHECKING:
+    from blockexport.runtime.runtime import Generation, Runtime
+
+# What decoding gives for bytes that are not yet a whole character.
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+@verb
+def generate(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    budget_ms: BudgetOption = None,
+    ttft_ms: TtftOption = None,
+    tpot_ms: TpotOption = None,
+    level: Annotated[str | None, typer.Option(help="Run this level, whatever it takes.")] = None,
+    policy: Annotated[str, typer.Option(help="How the budget picks the level; see plan.")] = "deepest-fit",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the fewest tokens with this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    threads: ThreadsOption = 0,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Continue a text within a latency budget.
+
+    The deepest level that fits runs; without a budget, the deepest of all. The text is printed as it comes.
+    """
+    import blockexport
+    from blockexport.runtime.sampling import Sampling
+
+    budget = budget_of(budget_ms, ttft_ms, tpot_ms)
+    runtime = blockexport.load(bundle, threads=threads)
+    tokens = runtime.tokenizer.encode(prompt).ids
+    on_token = None if as_json else _stream(runtime, current_output())
+    found = runtime.generate(
+        tokens,
+        max_new_tokens,
+        budget=budget,
+        level=level,
+        policy=policy,
+        on_token=on_token,
+        sampling=Sampling(temperature, top_k, top_p, seed),
+    )
+    predicted_ms = _predicted_ms(runtime, found, len(tokens), max_new_tokens)
+    value = {
+        "text": runtime.tokenizer.decode(found.tokens),
+        "tokens": found.tokens,
+        "level": found.level,
+        "predicted_ms": predicted_ms,
+        "observed_ms": found.observed_ms,
+        "ttft_ms": found.ttft_ms,
+        "switches": [list(switch) for switch in found.switches],
+        "reason": found.decision.reason if found.decision else None,
+    }
+    return Result(value, lambda output: _show(output, value))
+
+
+def _predicted_ms(runtime: "Runtime", found: "Generation", prompt_tokens: int, new_tokens: int) -> float | None:
+    """What was promised; for a level that the caller named, what it was to be expected of; None without a profile."""
+    if found.decision is not None:
+        return found.decision.predicted_ms
+    try:
+        return runtime.plan(
+            prompt_tokens=prompt_tokens, new_tokens=new_tokens, policy=f"fixed:{found.level}"
+        ).predicted_ms
+    except ProfileError:
+        return None
+
+
+def _stream(runtime: "Runtime", output: Output) -> Callable[[int, int], None]:
+    """A callback that prints each piece of text once it is whole."""
+    tokens: list[int] = []
+    printed = 0
+
+    def on_token(_row: int, token: int) -> None:
+        nonlocal printed
+        tokens.append(token)
+        text = runtime.tokenizer.decode(tokens)
+        if not text.endswith(_INCOMPLETE):
+            output.stream.write(text[printed:])
+            output.stream.flush()
+            printed = len(text)
+
+    return on_token
+
+
+def _show(output: Output, value: dict[str, Any]) -> None:
+    predicted = "" if value["predicted_ms"] is None else f", {value['predicted_ms']:.0f} ms predicted"
+    output.line()
+    output.line()
+    output.line(f"[{len(value['tokens'])} tokens at level {value['level']}, {value['observed_ms']:.0f} ms{predicted}]")

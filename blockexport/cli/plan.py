@@ -1,0 +1,56 @@
+"""`blockexport plan`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blockexport.cli.options import BudgetOption, BundleArgument, TpotOption, TtftOption, budget_of
+from blockexport.cli.output import Output
+from blockexport.cli.verb import GATE_FAILED, JsonFlag, Result, verb
+
+if TYPE_CHECKING:
+    from blockexport.routing.decision import RoutingDecision
+
+
+@verb
+def plan(
+    bundle: BundleArgument,
+    budget_ms: BudgetOption = None,
+    ttft_ms: TtftOption = None,
+    tpot_ms: TpotOption = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt; 0 for pictures.")] = 0,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 0,
+    batch: Annotated[int, typer.Option(help="Requests served together.")] = 1,
+    policy: Annotated[
+        str, typer.Option(help="deepest-fit, seed-adaptive, seed-per-request:COMPLEXITY or fixed:LEVEL.")
+    ] = "deepest-fit",
+    min_quality: Annotated[float | None, typer.Option(help="What the level's first metric must reach.")] = None,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Say which level would serve a request, and why.
+
+    Nothing is run. Exits 3 when no level fits the budget.
+    """
+    import blockexport
+
+    budget = budget_of(budget_ms, ttft_ms, tpot_ms)
+    decision = blockexport.load(bundle, verify=False).plan(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        budget=budget,
+        batch=batch,
+        policy=policy,
+        min_quality=min_quality,
+    )
+    code = 0 if decision.feasible else GATE_FAILED
+    return Result(decision.to_json(), lambda output: _show(output, decision), code)
+
+
+def _show(output: Output, decision: "RoutingDecision") -> None:
+    output.line(f"{decision.level} ({decision.depth} blocks): {decision.reason}")
+    if not decision.feasible:
+        output.line("infeasible: no level keeps this budget")
+    chosen = (decision.level, decision.depth, decision.predicted_ms, decision.bound_ms, decision.feasible)
+    others = [(a.level, a.depth, a.predicted_ms, a.bound_ms, a.feasible) for a in decision.alternatives]
+    rows = sorted([chosen, *others], key=lambda row: -row[1])
+    output.table("Milliseconds", ("level", "blocks", "predicted", "bound", "feasible"), rows)

@@ -1,0 +1,56 @@
+"""`blockexport study`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blockexport.cli.output import Output, progress
+from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
+from blockexport.core.jsonio import dump_json, write_atomically
+from blockexport.errors import DataError
+
+if TYPE_CHECKING:
+    from blockexport.core.study import Study
+
+
+@verb
+def study(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-vit.")],
+    data: Annotated[str | None, typer.Option(help="What blocks are chosen on; a demo model has its own.")] = None,
+    test_data: Annotated[
+        str | None, typer.Option(help="What quality is measured on; a demo model has its own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the study goes.")] = Path("study.json"),
+    trust_remote_code: TrustFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Compare the ways of choosing blocks.
+
+    Every strategy at several depths, by what it costs in quality.
+    """
+    quiet_libraries()
+    with progress() as advance:
+        advance("loading the model", 0.0)
+        from blockexport.datasets import load_dataset
+        from blockexport.models.loading import load_model
+        from blockexport.pipeline.study import run_study
+
+        loaded = load_model(model, trust_remote_code=trust_remote_code)
+        own = model if model.startswith("demo:") else None
+        chosen, judged = data or own, test_data or own
+        if chosen is None or judged is None:
+            msg = f"no data to study {model} on; give --data to choose blocks on and --test-data to judge them on"
+            raise DataError(msg)
+        found = run_study(
+            loaded,
+            selection_data=load_dataset(chosen, loaded.spec, loaded.tokenizer_dir),
+            test_data=load_dataset(judged, loaded.spec, loaded.tokenizer_dir, split="test"),
+            on_stage=advance,
+        )
+    write_atomically(out, dump_json(found.to_json()) + "\n")
+    return Result(found.to_json(), lambda output: _show(output, found, out))
+
+
+def _show(output: Output, found: "Study", out: Path) -> None:
+    output.line(f"study: {out}")
