@@ -164,7 +164,13 @@ def train(config: TrainConfig, out: Path) -> None:
             metrics = evaluate(model, tokenizer, held_out_texts[:8], num_items=100)
             print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": round(seconds), **metrics}), flush=True)
             _save_checkpoint(out / "checkpoint.pt", model, optimizers, step + 1, seconds)
-    _save_release(out, model, tokenizer, config, seconds, evaluate(model, tokenizer, held_out_texts, num_items=1000))
+    _save_release(out, model, tokenizer)
+    # The figures are those of the weights as shipped, rounded to half precision.
+    released = Qwen2ForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True)
+    metrics = evaluate(released, tokenizer, held_out_texts, num_items=1000)
+    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record), flush=True)
 
 
 def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
@@ -192,23 +198,13 @@ def _save_checkpoint(
     aside.replace(path)
 
 
-def _save_release(
-    out: Path,
-    model: Qwen2ForCausalLM,
-    tokenizer: Tokenizer,
-    config: TrainConfig,
-    seconds: float,
-    metrics: dict[str, float],
-) -> None:
+def _save_release(out: Path, model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
     weights = {n: p.to(torch.float16).contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = ["Qwen2ForCausalLM"]
     model.config.dtype = "float16"
     model.config.save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
-    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record), flush=True)
 
 
 def main() -> None:
