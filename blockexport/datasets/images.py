@@ -14,7 +14,7 @@ from blockexport.errors import DataError
 def read_npz(path: Path, spec: ModelSpec, _tokenizer_dir: Path | None) -> tuple[Sample, ...]:
     """`pixel_values` (images, channels, height, width), as the model takes them, and `labels` (images,)."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             pixels = archive["pixel_values"].astype(np.float32)
             labels = archive["labels"].astype(np.int64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
