@@ -61,4 +61,4 @@ for _verb in VERBS:
 
 def main() -> None:
     """Entry point of the `blockexport` command."""
-    app()
+    app(prog_name="blockexport")

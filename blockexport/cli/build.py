@@ -7,7 +7,7 @@ import typer
 
 from blockexport.cli.output import Output, progress, quality_text
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
-from blockexport.core.jsonio import read_json
+from blockexport.core.jsonio import dump_json, read_json
 from blockexport.core.masks import DepthLadder
 from blockexport.core.scores import BlockScores
 from blockexport.errors import ConfigError, ScoresError
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from blockexport.pipeline.summary import BuildReport
 
 _RECIPE_SUFFIX = ".toml"
-_ONLY_WITHOUT_RECIPE = "--ladder, --backend, --data, --scores, --min-quality, --max-build-seconds, --trust-remote-code"
+_ONLY_WITHOUT_RECIPE = (
+    "--ladder, --backend, --data, --scores, --study, --min-quality, --max-build-seconds, --trust-remote-code"
+)
 
 
 @verb
@@ -28,6 +30,7 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; a recipe names its own place.")] = None,
     data: Annotated[str | None, typer.Option(help="What quality is measured on; a demo model has its own.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Scores to keep in the bundle, for its report.")] = None,
+    study: Annotated[Path | None, typer.Option(help="Study to keep in the bundle, for its report.")] = None,
     min_quality: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=VALUE", help="What every level must reach; repeatable.")
     ] = None,
@@ -40,14 +43,15 @@ def build(
 ) -> Result:
     """Build the engines of every level and prove them.
 
-    A failed gate leaves no new bundle and exits 3. Beside the bundle go BUNDLE.summary.md and BUNDLE.junit.xml for CI, also when a gate fails.
+    A failed gate leaves no new bundle and exits 3. Beside the bundle go BUNDLE.summary.md and BUNDLE.junit.xml for
+    CI, also when a gate fails.
     """
     quiet_libraries()
     from blockexport.pipeline.cache import open_cache
 
     cache_folder = None if no_cache else open_cache(cache_dir)
     if model.endswith(_RECIPE_SUFFIX):
-        given = (ladder, backend, data, scores, min_quality, max_build_seconds, trust_remote_code or None)
+        given = (ladder, backend, data, scores, study, min_quality, max_build_seconds, trust_remote_code or None)
         report = _run_recipe(Path(model), given, out, cache_folder, force=force)
     else:
         loaded, levels = _load(model, ladder, trust_remote_code)
@@ -55,7 +59,7 @@ def build(
             "data": data,
             "gates": _gates(min_quality, max_build_seconds),
             "cache_folder": cache_folder,
-            "attachments": _attachments(loaded, scores),
+            "attachments": _attachments(loaded, scores, study),
         }
         report = _build(loaded, levels, backend, _require_out(out), settings)
     value = _describe(report)
@@ -105,17 +109,30 @@ def _gates(min_quality: list[str] | None, max_build_seconds: float | None) -> An
     return Gates(bounds, max_build_seconds)
 
 
-def _attachments(model: "LoadedModel", scores: Path | None) -> dict[str, bytes]:
-    if scores is None:
-        return {}
+def _attachments(model: "LoadedModel", scores: Path | None, study: Path | None) -> dict[str, bytes]:
     from blockexport.bundle.layout import SCORES_FILE
-    from blockexport.core.jsonio import dump_json
+    from blockexport.core.study import STUDY_FILE, Study
 
-    found = BlockScores.from_json(read_json(scores), model.num_blocks)
-    if found.model not in ("", model.spec.digest):
-        msg = f"{scores} holds scores of another model than {model.spec.name}; score this model"
+    found: dict[str, bytes] = {}
+    if scores is not None:
+        importance = BlockScores.from_json(read_json(scores), model.num_blocks)
+        _require_same_model(scores, importance.model, model)
+        found[SCORES_FILE] = _to_bytes(importance.to_json())
+    if study is not None:
+        compared = Study.from_json(read_json(study))
+        _require_same_model(study, compared.model_digest, model)
+        found[STUDY_FILE] = _to_bytes(compared.to_json())
+    return found
+
+
+def _require_same_model(path: Path, digest: str, model: "LoadedModel") -> None:
+    if digest not in ("", model.spec.digest):
+        msg = f"{path} is about another model than {model.spec.name}; make it again for this model"
         raise ScoresError(msg)
-    return {SCORES_FILE: (dump_json(found.to_json()) + "\n").encode()}
+
+
+def _to_bytes(value: dict[str, Any]) -> bytes:
+    return (dump_json(value) + "\n").encode()
 
 
 def _build(

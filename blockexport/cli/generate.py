@@ -8,7 +8,7 @@ import typer
 from blockexport.cli.options import BudgetOption, BundleArgument, ThreadsOption, TpotOption, TtftOption, budget_of
 from blockexport.cli.output import Output
 from blockexport.cli.verb import JsonFlag, Result, current_output, verb
-from blockexport.errors import ProfileError
+from blockexport.errors import ProfileError, RequestError
 
 if TYPE_CHECKING:
     from blockexport.runtime.runtime import Generation, Runtime
@@ -43,6 +43,9 @@ def generate(
 
     budget = budget_of(budget_ms, ttft_ms, tpot_ms)
     runtime = blockexport.load(bundle, threads=threads)
+    if runtime.spec.kind != "decoder":
+        msg = f"{runtime.spec.name} is no decoder and continues no text; give a bundle of a language model"
+        raise RequestError(msg)
     tokens = runtime.tokenizer.encode(prompt).ids
     on_token = None if as_json else _stream(runtime, current_output())
     found = runtime.generate(

@@ -50,10 +50,11 @@ class Output:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(*head, title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(*head, box=box.SIMPLE_HEAD)
         for row in rows:
             table.add_row(*(escape(cell(value)) for value in row))
         width = None if self.stream.isatty() else _PLAIN_WIDTH
+        self.line(title)
         Console(file=self.stream, width=width, highlight=False).print(table)
 
 

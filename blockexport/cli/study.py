@@ -1,11 +1,12 @@
 """`blockexport study`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockexport.cli.output import Output, progress
+from blockexport.cli.options import parse_blocks
+from blockexport.cli.output import Output, progress, quality_text
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, write_atomically
 from blockexport.errors import DataError
@@ -21,7 +22,12 @@ def study(
     test_data: Annotated[
         str | None, typer.Option(help="What quality is measured on; a demo model has its own.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the study goes.")] = Path("study.json"),
+    depths: Annotated[str, typer.Option(help="Counts (9,6) or fractions, beside the full model.")] = "0.75,0.5,0.25",
+    protect: Annotated[str, typer.Option(help="Blocks that must stay, such as 0,11.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of the samples.")] = 66,
+    out: Annotated[Path, typer.Option(help="Where the study goes; `build --study` puts it into a bundle.")] = Path(
+        "study.json"
+    ),
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
@@ -30,6 +36,13 @@ def study(
     Every strategy at several depths, by what it costs in quality.
     """
     quiet_libraries()
+    from blockexport.selection import parse_depths
+
+    options: dict[str, Any] = {
+        "depths": parse_depths(depths),
+        "protected": parse_blocks(protect, "--protect"),
+        "seed": seed,
+    }
     with progress() as advance:
         advance("loading the model", 0.0)
         from blockexport.datasets import load_dataset
@@ -47,10 +60,14 @@ def study(
             selection_data=load_dataset(chosen, loaded.spec, loaded.tokenizer_dir),
             test_data=load_dataset(judged, loaded.spec, loaded.tokenizer_dir, split="test"),
             on_stage=advance,
+            **options,
         )
     write_atomically(out, dump_json(found.to_json()) + "\n")
     return Result(found.to_json(), lambda output: _show(output, found, out))
 
 
 def _show(output: Output, found: "Study", out: Path) -> None:
+    rows = [(row.label, row.depth, quality_text(row.quality.to_json()), row.kept) for row in found.rows]
+    title = f"{found.model}, judged on {found.test_data.num_samples} samples of {found.test_data.name}"
+    output.table(title, ("choice", "blocks", "quality", "kept"), rows)
     output.line(f"study: {out}")

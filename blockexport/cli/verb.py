@@ -16,11 +16,17 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from blockexport.cli.output import Output
-from blockexport.errors import BlockExportError
+from blockexport.errors import BackendUnavailableError, BlockExportError
 
 UNEXPECTED = 1
 GATE_FAILED = 3
 _INTERRUPTED = 130
+# Packages that a host may lack, by import name, and the extra that brings them.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "sklearn"), "build"),
+    "onnxruntime": "ort",
+    "matplotlib": "plot",
+}
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 TrustFlag = Annotated[
@@ -68,8 +74,7 @@ def verb(function: Callable[_Parameters, Result]) -> Callable[_Parameters, None]
             sys.stdout = io.StringIO()
             raise typer.Exit(UNEXPECTED) from error
         except Exception as error:  # noqa: BLE001  (the last line of defence: a person gets a line, not a traceback)
-            what = f"unexpected {type(error).__name__}: {error}; run `blockexport --debug` with the same and report it"
-            _fail(output, error, UNEXPECTED, what)
+            _fail(output, error, *_explain(error))
         finally:
             _output.reset(token)
         if result.exit_code:
@@ -110,6 +115,19 @@ def _only_results() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and message for what is no error of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in _EXTRAS:
+            message = f"package {package} is missing on this host; install blockexport[{_EXTRAS[package]}]"
+            return BackendUnavailableError.exit_code, message
+    if isinstance(error, OSError) and error.filename is not None:
+        return UNEXPECTED, f"{error.filename}: {error.strerror}; make room or give a place that can be used"
+    what = f"unexpected {type(error).__name__}: {error}; run `blockexport --debug` with the same and report it"
+    return UNEXPECTED, what
 
 
 def _fail(output: Output, error: BaseException, code: int, message: str) -> None:

@@ -10,7 +10,8 @@ def verify(bundle: BundleArgument, as_json: JsonFlag = False) -> Result:
     """Check a bundle's files, answers and graphs.
 
     Every byte is compared with the manifest, every level runs against the recorded answers of the eager reference,
-    and every graph is searched for traces of skipped blocks. Exits 3 when something is wrong; engines of a bundle with damaged files are not opened.
+    and every graph is searched for traces of skipped blocks. Exits 3 when something is wrong; engines of a bundle
+    with damaged files are not opened.
     """
     from blockexport.runtime.verify import is_verified, verify_bundle
 

@@ -3,6 +3,7 @@
 A recording travels in the bundle; checking an engine against it needs neither torch nor the checkpoint.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 # Eager fp32 measured against fp64 says how large that is for this model on this input. Eight times leaves room for
 # the spread between summation orders; a wrong mask, position or weight is off by orders of magnitude more.
 TOLERANCE_FACTOR = 8.0
+_TOLERANCES = "tolerances"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,23 +56,26 @@ def tolerance_of(reference: NDArray[np.float32], exact: NDArray[np.float64]) -> 
 
 
 def pack_cases(cases: Mapping[str, tuple[ParityCase, ...]]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Flatten cases by level name to tensors and text metadata, as safetensors files hold them."""
+    """Flatten cases by level name to tensors and text metadata, as safetensors files hold them.
+
+    The metadata is one entry: safetensors writes several in an order that differs from run to run.
+    """
     tensors: dict[str, NDArray[Any]] = {}
-    metadata = {}
+    tolerances = {}
     for level, level_cases in cases.items():
         for case in level_cases:
             key = f"{level}/{case.check}"
-            metadata[key] = repr(case.tolerance)
+            tolerances[key] = case.tolerance
             tensors |= {f"{key}/inputs/{name}": np.ascontiguousarray(array) for name, array in case.inputs.items()}
             for field in ("expected", "argmax", "columns"):
                 tensors[f"{key}/{field}"] = np.ascontiguousarray(getattr(case, field))
-    return tensors, metadata
+    return tensors, {_TOLERANCES: json.dumps(tolerances)}
 
 
 def unpack_cases(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, tuple[ParityCase, ...]]:
     """The inverse of `pack_cases`."""
     cases: dict[str, tuple[ParityCase, ...]] = {}
-    for key, tolerance in metadata.items():
+    for key, tolerance in json.loads(metadata.get(_TOLERANCES, "{}")).items():
         level, check = key.split("/")
         prefix = f"{key}/inputs/"
         case = ParityCase(

@@ -1,10 +1,12 @@
 """A mask made permanent: a static module without the skipped blocks."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import Dim
 
 from blockexport.core.masks import DepthMask
 from blockexport.models.loaded import LoadedModel, as_loaded
@@ -44,13 +46,32 @@ def bake(model: LoadedModel | nn.Module, mask: DepthMask) -> nn.Module:
 
 
 def export_program(
-    baked: nn.Module, example: dict[str, torch.Tensor], dynamic_shapes: Any
+    baked: nn.Module, example: Mapping[str, torch.Tensor], dynamic_shapes: Any = None
 ) -> torch.export.ExportedProgram:
     """`torch.export` of a baked module, to be saved with `torch.export.save(program, "level.pt2")`.
 
+    The program takes whole inputs and keeps no cache.
+
     Args:
         baked: what `bake` returned.
-        example: example inputs by name.
-        dynamic_shapes: as `torch.export.export` takes it.
+        example: example inputs by name; at least two rows, or the batch size is taken for a constant.
+        dynamic_shapes: as `torch.export.export` takes it; None for every batch size and every number of tokens.
     """
-    return torch.export.export(baked, (), example, dynamic_shapes=dynamic_shapes, strict=False)
+    if dynamic_shapes is None:
+        dynamic_shapes = {name: _dynamic_axes(tensor) for name, tensor in example.items()}
+    config: Any = baked.config
+    caches = getattr(config, "use_cache", None)
+    if caches is not None:
+        config.use_cache = False
+    try:
+        with torch.no_grad():
+            return torch.export.export(baked, (), dict(example), dynamic_shapes=dynamic_shapes, strict=False)
+    finally:
+        if caches is not None:
+            config.use_cache = caches
+
+
+def _dynamic_axes(tensor: torch.Tensor) -> dict[int, Any]:
+    """The batch, and for token ids and masks (batch, tokens) the tokens; pictures have one size."""
+    is_text = not tensor.is_floating_point()
+    return dict.fromkeys(range(2 if is_text else 1), Dim.DYNAMIC)

@@ -12,6 +12,8 @@ from blockexport.errors import MaskError
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.skip import ACTIVE_MASK, cache_hook
 
+_MISSING = object()
+
 
 def _pass_through(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return hidden_states
@@ -29,6 +31,7 @@ class MaskedModel:
         self._model.check_mask(mask)
         self._mask = mask
         self._hook: RemovableHandle | None = None
+        self._shadowed: dict[int, Any] = {}
 
     def apply(self) -> None:
         """Skip the masked blocks from now on.
@@ -43,9 +46,12 @@ class MaskedModel:
         is_decoder = self._model.spec.kind == "decoder"
         self._hook = module.register_forward_pre_hook(cache_hook(self._mask, is_decoder=is_decoder), with_kwargs=True)
         object.__setattr__(module, ACTIVE_MASK, self._mask)
-        for block in self._mask.skipped:
-            # An instance attribute shadows the class's forward; deleting it brings the original back.
-            object.__setattr__(self._model.blocks[block], "forward", _pass_through)
+        blocks = self._model.blocks
+        # An instance attribute shadows the class's forward. Whoever has shadowed it before, e.g. accelerate, finds
+        # that again.
+        self._shadowed = {block: vars(blocks[block]).get("forward", _MISSING) for block in self._mask.skipped}
+        for block in self._shadowed:
+            object.__setattr__(blocks[block], "forward", _pass_through)
 
     def remove(self) -> None:
         """Run all blocks again; without effect when no mask is applied."""
@@ -54,8 +60,12 @@ class MaskedModel:
         self._hook.remove()
         self._hook = None
         object.__delattr__(self._model.module, ACTIVE_MASK)
-        for block in self._mask.skipped:
-            object.__delattr__(self._model.blocks[block], "forward")
+        blocks = self._model.blocks
+        for block, forward in self._shadowed.items():
+            if forward is _MISSING:
+                object.__delattr__(blocks[block], "forward")
+            else:
+                object.__setattr__(blocks[block], "forward", forward)
 
     def __enter__(self) -> Self:
         self.apply()

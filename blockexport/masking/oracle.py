@@ -48,7 +48,10 @@ class Oracle:
         self._model = model
         self._seed = seed
         # A deep copy in fp64 is the one place where a model is held a second time.
-        exact = copy.deepcopy(model.module).double()
+        exact: Any = copy.deepcopy(model.module).double()
+        if getattr(exact.config, "num_experts", None) or getattr(exact.config, "num_local_experts", None):
+            # The fast way of computing experts exists for fp32 and less.
+            exact.set_experts_implementation("eager")
         self._exact = LoadedModel(exact, model.spec, model.adapter)
 
     def record(self, mask: DepthMask) -> tuple[ParityCase, ...]:

@@ -63,12 +63,24 @@ class TreeAdapter:
         return "decoder" if can_generate() and getattr(module.config, "is_decoder", True) else "encoder"
 
     def kv_layout(self, module: nn.Module) -> tuple[KvSpec, ...]:
-        """Read off the cache that a forward of one token fills."""
+        """Read off the cache that a forward of one token fills.
+
+        Raises:
+            ModelSupportError: the model remembers in another form than one row of keys and values for each block.
+        """
         if self.kind(module) != "decoder":
             return ()
         with torch.no_grad():
-            cache = module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
-        return tuple(KvSpec(num_heads=layer.keys.shape[1], head_dim=layer.keys.shape[3]) for layer in cache.layers)
+            output = module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True)
+        rows = getattr(getattr(output, "past_key_values", None), "layers", ())
+        keys = [row.keys for row in rows if isinstance(getattr(row, "keys", None), torch.Tensor)]
+        if len(keys) != self._num_blocks(module):
+            msg = (
+                f"{type(module).__name__} does not keep one row of keys and values for each of its "
+                f"{self._num_blocks(module)} blocks; only decoders whose every block attends are supported"
+            )
+            raise ModelSupportError(msg)
+        return tuple(KvSpec(num_heads=key.shape[1], head_dim=key.shape[3]) for key in keys)
 
     def prepare_for_export(self, module: Any) -> None:
         """Compute all experts of a mixture at once: choosing among them in Python cannot be traced."""

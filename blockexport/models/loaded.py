@@ -12,6 +12,7 @@ from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
 from blockexport.errors import MaskError, ModelSupportError
 from blockexport.models.adapter import ModelAdapter, resolve_adapter
+from blockexport.models.skip import ACTIVE_MASK
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +86,12 @@ def wrap_module(
     """Make a `LoadedModel` of a transformers module that is already in memory.
 
     Raises:
+        MaskError: a mask is applied to the module.
         ModelSupportError: the architecture has no recognisable blocks.
     """
+    if hasattr(module, ACTIVE_MASK):
+        msg = "this model already has a mask applied; remove it first, masks do not nest"
+        raise MaskError(msg)
     module.eval()
     adapter = resolve_adapter(module)
     blocks = adapter.blocks(module)

@@ -15,20 +15,23 @@ def default_cache_folder() -> Path:
 
 
 def open_cache(folder: Path | None) -> Path | None:
-    """The folder, made if need be; None when the default one cannot be made, since a build does without.
+    """The folder, made if need be; None when the default one cannot be used, since a build does without.
 
     Args:
         folder: where; None for `default_cache_folder`.
 
     Raises:
-        ConfigError: a folder was named and cannot be made.
+        ConfigError: a folder was named and cannot be made or written.
     """
     chosen = folder or default_cache_folder()
     try:
         chosen.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(chosen, os.W_OK) else "not writable"
     except OSError as error:
-        if folder is None:
-            return None
-        msg = f"cannot use cache folder {folder}: {error.strerror or error}; name another one, or use no cache"
-        raise ConfigError(msg) from error
-    return chosen if os.access(chosen, os.W_OK) else None
+        problem = error.strerror or str(error)
+    if not problem:
+        return chosen
+    if folder is None:
+        return None
+    msg = f"cannot use cache folder {folder}: {problem}; name another one, or use no cache"
+    raise ConfigError(msg)

@@ -70,9 +70,7 @@ def _part(on_stage: Stage, begin: float, end: float) -> Stage:
 
 
 def _study(model: LoadedModel, on_stage: Callable[[str, float], None]) -> Study:
-    data = {
-        split: load_dataset(MODEL, model.spec, model.tokenizer_dir, split=split) for split in ("selection", "test")
-    }
+    data = {split: load_dataset(MODEL, model.spec, model.tokenizer_dir, split=split) for split in ("selection", "test")}
     return run_study(model, selection_data=data["selection"], test_data=data["test"], on_stage=on_stage)
 
 
@@ -87,7 +85,7 @@ def _profile(bundle: Bundle) -> LatencyProfile:
     runtime = load(bundle.folder, verify=False)
     workload = RuntimeWorkload(runtime.engines, runtime.spec, [(level.name, level.depth) for level in runtime.levels])
     host = HostFingerprint.detect()
-    measured = profile(workload, bundle_digest=bundle.manifest.digest, host=host, threads=0, quick=True)
+    measured = profile(workload, bundle_digest=bundle.manifest.digest, host=host, threads=host.num_cpus, quick=True)
     bundle.write_profile(host.key, measured.to_json())
     return measured
 
@@ -123,9 +121,7 @@ def _answer(runtime: Runtime, prompt: str, share: float, stop_tokens: list[int] 
     budget_ms = unbounded.bound_ms * share
     answer: dict[str, Any] = {"prompt": prompt, "budget_ms": budget_ms}
     try:
-        result = runtime.generate(
-            tokens, _NEW_TOKENS, budget=LatencyBudget(e2e_ms=budget_ms), stop_tokens=stop_tokens
-        )
+        result = runtime.generate(tokens, _NEW_TOKENS, budget=LatencyBudget(e2e_ms=budget_ms), stop_tokens=stop_tokens)
     except BudgetInfeasibleError as error:
         return answer | {"level": None, "text": None, "why": str(error), "fastest_ms": error.fastest_ms}
     assert result.decision is not None

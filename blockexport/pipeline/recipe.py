@@ -175,13 +175,11 @@ class _Run:
 
         section = self.recipe.select
         self.options.on_stage("selecting blocks", _SCORING_SHARE)
-        depths = section.depths
-        if depths == "auto":
-            depths = auto_depths(scores, section.strategy, section.min_depth)
+        auto = auto_depths(scores, section.strategy, section.min_depth)
         subset = data.take(self.recipe.score.num_samples or len(data), self.recipe.score.seed)
         return select(
             scores,
-            depths=depths,
+            depths=auto if section.depths == "auto" else section.depths,
             strategy=section.strategy,
             threshold=section.threshold,
             min_depth=section.min_depth,

@@ -81,7 +81,11 @@ class Runtime:
             raise RequestError(msg)
         from tokenizers import Tokenizer  # noqa: PLC0415  (only text needs it)
 
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # Shipped tokenizers often pad and cut to a fixed length of their own.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def level(self, name: str | None) -> Level:
         """The level of that name, the deepest for None.

@@ -1,0 +1,6 @@
+"""One HTML file that says what a bundle is worth: quality against depth and latency, parity, sizes, provenance."""
+
+from blockexport.report.plots import save_ladder_plot
+from blockexport.report.write import write_report
+
+__all__ = ["save_ladder_plot", "write_report"]

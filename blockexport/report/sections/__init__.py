@@ -1,0 +1,1 @@
+"""The parts of the report, one module each; every one has `render(material) -> str`."""
