@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from blockexport.masking.masked import masked
     from blockexport.models.loading import load_model
     from blockexport.pipeline.build import build
-    from blockexport.runtime import load
+    from blockexport.runtime import load, profile
+    from blockexport.runtime.sampling import Sampling
     from blockexport.scoring import score
     from blockexport.selection import select
 
@@ -29,11 +30,13 @@ __all__ = [
     "DepthLevel",
     "DepthMask",
     "LatencyBudget",
+    "Sampling",
     "bake",
     "build",
     "load",
     "load_model",
     "masked",
+    "profile",
     "score",
     "select",
 ]
@@ -45,11 +48,13 @@ _MODULES = {
     "DepthLevel": "blockexport.core.masks",
     "DepthMask": "blockexport.core.masks",
     "LatencyBudget": "blockexport.core.latency",
+    "Sampling": "blockexport.runtime.sampling",
     "bake": "blockexport.masking.bake",
     "build": "blockexport.pipeline.build",
     "load": "blockexport.runtime",
     "load_model": "blockexport.models.loading",
     "masked": "blockexport.masking.masked",
+    "profile": "blockexport.runtime",
     "score": "blockexport.scoring",
     "select": "blockexport.selection",
 }

@@ -8,6 +8,7 @@ import typer
 from blockexport.cli.options import BudgetOption, BundleArgument, ThreadsOption, TpotOption, TtftOption, budget_of
 from blockexport.cli.output import Output
 from blockexport.cli.verb import JsonFlag, Result, current_output, verb
+from blockexport.core.latency import LatencyBudget
 from blockexport.errors import ProfileError, RequestError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def generate(
         msg = f"{runtime.spec.name} is no decoder and continues no text; give a bundle of a language model"
         raise RequestError(msg)
     tokens = runtime.tokenizer.encode(prompt).ids
+    _warm_up(runtime, level, policy, budget, len(tokens), max_new_tokens)
     on_token = None if as_json else _stream(runtime, current_output())
     found = runtime.generate(
         tokens,
@@ -69,6 +71,23 @@ def generate(
         "reason": found.decision.reason if found.decision else None,
     }
     return Result(value, lambda output: _show(output, value))
+
+
+def _warm_up(
+    runtime: "Runtime",
+    level: str | None,
+    policy: str,
+    budget: LatencyBudget | None,
+    prompt_tokens: int,
+    new_tokens: int,
+) -> None:
+    """Open what will run: a prediction is about an open engine, and is told beside the observation."""
+    if level is None and budget is not None:
+        decision = runtime.plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, budget=budget, policy=policy)
+        if not decision.feasible:
+            return
+        level = decision.level
+    runtime.warm_up([runtime.level(level).name])
 
 
 def _predicted_ms(runtime: "Runtime", found: "Generation", prompt_tokens: int, new_tokens: int) -> float | None:

@@ -23,26 +23,14 @@ def profile(
     Fits the latency model that `plan` and `generate` decide by, and keeps it in the bundle.
     """
     import blockexport
-    from blockexport.core.hardware import HostFingerprint
-    from blockexport.profiling.profile import profile as measure
-    from blockexport.runtime.workload import RuntimeWorkload
 
     runtime = blockexport.load(bundle, threads=threads)
-    host = HostFingerprint.detect()
-    levels = [(level.name, level.depth) for level in runtime.levels]
     with progress() as advance:
-        found = measure(
-            RuntimeWorkload(runtime.engines, runtime.spec, levels),
-            bundle_digest=runtime.bundle.manifest.digest,
-            host=host,
-            threads=threads or host.num_cpus,
-            quick=quick,
-            time_limit_s=time_limit,
-            on_progress=counted(advance, "measuring"),
+        found = blockexport.profile(
+            runtime, quick=quick, time_limit_s=time_limit, on_progress=counted(advance, "measuring")
         )
-    runtime.bundle.write_profile(host.key, found.to_json())
     value = {
-        "host": host.to_json(),
+        "host": found.host.to_json(),
         "threads": found.threads,
         "quick": quick,
         "levels": found.level_summary(),

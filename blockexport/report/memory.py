@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockexport.runtime import load
-from blockexport.runtime.engines import Engines
-from blockexport.runtime.workload import RuntimeWorkload
 
 _ROLLUP = Path("/proc/self/smaps_rollup")
-_PROMPT_TOKENS = 16
 _TIMEOUT_S = 120
 _CHILD = "import sys; from blockexport.report.memory import main; print(main(sys.argv[1], int(sys.argv[2])))"
 
@@ -70,19 +67,9 @@ def _measure_apart(bundle: Path, count: int) -> int | str:
 def main(bundle: str, count: int) -> int:
     """Open and run the first levels of a bundle, and say what this process now takes, in bytes of PSS."""
     runtime = load(bundle, verify=False)
-    levels = [(level.name, level.depth) for level in runtime.levels[:count]]
-    run_once(runtime.engines, RuntimeWorkload(runtime.engines, runtime.spec, levels))
+    # Pages that nothing has touched are not in memory yet.
+    runtime.warm_up([level.name for level in runtime.levels[:count]])
     return read_pss_bytes(_ROLLUP.read_text(encoding="ascii"))
-
-
-def run_once(engines: Engines, workload: RuntimeWorkload) -> None:
-    """Run every level of a workload: pages that nothing has touched are not in memory yet."""
-    tokens = min(_PROMPT_TOKENS, engines.spec.context_tokens or _PROMPT_TOKENS)
-    for name, _depth in workload.levels:
-        if workload.kind == "decoder":
-            workload.prefill_call(name, 1, tokens)()
-        else:
-            workload.forward_call(name, 1)()
 
 
 def read_pss_bytes(rollup: str) -> int:

@@ -1,6 +1,6 @@
 """Quality against depth for every strategy: in the report, and as the picture of a README."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _LINES: dict[tuple[str, str], tuple[str, str]] = {
     ("top_k", "activation"): (BAD, "*"),
 }
 _OTHER = ("#9a8c3c", "h")
+LEVELS_LABEL = "this bundle, on its engines"
 # Blocks between neighbouring lines at one depth, so that error bars do not hide one another.
 _DODGE = 0.007
 
@@ -37,30 +38,45 @@ def axis_label(metric: str) -> str:
     return metric.replace("_", " ").replace("per byte", "per UTF-8 byte") + direction
 
 
-def draw_strategies(axes: Any, theme: Theme, study: Study, metric: str) -> None:
+def draw_by_depth(axes: Any, theme: Theme, study: Study, metric: str) -> None:
     """One line for each way of choosing blocks, from the full model down, with standard errors."""
     for index, (choice, rows) in enumerate(_by_choice(study).items()):
-        colour, mark = _LINES.get(choice, _OTHER)
-        is_threshold = choice[0] == "threshold"
         shift = _DODGE * study.num_blocks * (index - len(_LINES) / 2) / 2
-        figures = [row.quality.metrics[metric] for row in rows]
-        axes.errorbar(
-            [row.depth + (0 if row.strategy == FULL else shift) for row in rows],
-            [figure.value for figure in figures],
-            yerr=[figure.stderr for figure in figures],
-            color=colour,
-            marker=mark,
-            markersize=9 if is_threshold else 5,
-            markerfacecolor="none" if is_threshold else colour,
-            linestyle=(0, (4, 3)) if is_threshold else "-",
-            elinewidth=0.9,
-            label=rows[-1].label,
-            zorder=3 if choice == ("greedy", "") else 2,
-        )
+        places = [row.depth + (0 if row.strategy == FULL else shift) for row in rows]
+        _draw_choice(axes, choice, rows, places, metric)
     set_depth_axis(axes, [row.depth for row in study.rows], study.num_blocks)
     axes.set_ylabel(axis_label(metric))
     full = study.full.quality.metrics[metric]
     axes.axhline(full.value, color=theme.muted, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+
+
+def draw_by_latency(axes: Any, study: Study, metric: str, times_ms: Mapping[int, float]) -> None:
+    """The same lines over the milliseconds measured for each depth; depths that were not measured are left out."""
+    for choice, rows in _by_choice(study).items():
+        timed = [row for row in rows if row.depth in times_ms]
+        if len(timed) > 1:
+            _draw_choice(axes, choice, timed, [times_ms[row.depth] for row in timed], metric)
+
+
+def _draw_choice(
+    axes: Any, choice: tuple[str, str], rows: Sequence[StudyRow], places: Sequence[float], metric: str
+) -> None:
+    colour, mark = _LINES.get(choice, _OTHER)
+    is_threshold = choice[0] == "threshold"
+    figures = [row.quality.metrics[metric] for row in rows]
+    axes.errorbar(
+        places,
+        [figure.value for figure in figures],
+        yerr=[figure.stderr for figure in figures],
+        color=colour,
+        marker=mark,
+        markersize=9 if is_threshold else 5,
+        markerfacecolor="none" if is_threshold else colour,
+        linestyle=(0, (4, 3)) if is_threshold else "-",
+        elinewidth=0.9,
+        label=rows[-1].label,
+        zorder=3 if choice == ("greedy", "") else 2,
+    )
 
 
 def draw_levels(axes: Any, theme: Theme, levels: Sequence[tuple[int, MetricValue]], label: str) -> None:
@@ -122,7 +138,7 @@ def save_ladder_plot(sources: Source | Sequence[Source], out: Path) -> Path:
         entries: dict[str, Any] = {}
         for axes, study in zip(panels, studies, strict=True):
             metric = study.full.quality.primary[0]
-            draw_strategies(axes, theme, study, metric)
+            draw_by_depth(axes, theme, study, metric)
             axes.set_title(f"{study.model}, {study.test_data.num_samples} test samples")
             handles, labels = axes.get_legend_handles_labels()
             entries |= dict(zip(labels, handles, strict=True))

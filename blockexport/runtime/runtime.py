@@ -22,6 +22,9 @@ from blockexport.runtime.decode_loop import DecodeLoop
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.prompts import Prompts, pack_prompts, read_prompts, unpack_outputs
 from blockexport.runtime.sampling import Sampling
+from blockexport.runtime.workload import RuntimeWorkload
+
+_WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Generation:
     Attributes:
         tokens: new tokens, without the stop token; one list for one prompt, a list of lists for a batch.
         level: the level that ran.
-        observed_ms: from the call to the last token.
+        observed_ms: from the call to the last token; a level that was not open yet (see `Runtime.warm_up`) is opened
+            within it.
         ttft_ms: from the call to the first token.
         decision: why this level; None when the caller named it.
         switches: changes of level on the way, as (token index, level).
@@ -145,6 +149,25 @@ class Runtime:
         """
         request = RoutingRequest(prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch)
         return plan(self.profile, self.levels, request, budget, policy, min_quality)
+
+    def warm_up(self, levels: Sequence[str] | None = None) -> None:
+        """Open levels and run each once, so that no request pays for that.
+
+        Args:
+            levels: their names; None for all.
+
+        Raises:
+            RequestError: there is no such level.
+        """
+        chosen = self.levels if levels is None else [self.level(name) for name in levels]
+        workload = RuntimeWorkload(self.engines, self.spec, [(level.name, level.depth) for level in chosen])
+        tokens = min(_WARM_UP_TOKENS, self.spec.context_tokens or _WARM_UP_TOKENS)
+        for level in chosen:
+            if self.spec.kind == "decoder":
+                workload.prefill_call(level.name, 1, tokens)()
+                workload.decode_call(level.name, 1, tokens - 1)()
+            else:
+                workload.forward_call(level.name, 1)()
 
     def forward(self, inputs: Any, level: str | None = None, *, attention_mask: Any = None) -> NDArray[np.float32]:
         """Run a level once on whole inputs.

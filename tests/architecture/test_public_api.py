@@ -15,11 +15,13 @@ CONTRACT = {
     "DepthLevel",
     "DepthMask",
     "LatencyBudget",
+    "Sampling",
     "bake",
     "build",
     "load",
     "load_model",
     "masked",
+    "profile",
     "score",
     "select",
 }

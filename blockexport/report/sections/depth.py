@@ -5,11 +5,10 @@ from typing import Any
 from blockexport.core.study import Study
 from blockexport.report.markup import escape, figure, folded, missing, section, table, with_error
 from blockexport.report.material import Material
-from blockexport.report.plots import axis_label, draw_levels, draw_strategies, set_depth_axis
+from blockexport.report.plots import LEVELS_LABEL, axis_label, draw_by_depth, draw_levels, set_depth_axis
 from blockexport.report.style import Theme, draw_svg
 
 _TITLE = "Quality against depth"
-_LEVELS = "this bundle, on its engines"
 # Choices of which the worst is so many times as far off as the third quartile do not fit one picture.
 _CROWDED = 2.0
 
@@ -42,13 +41,13 @@ def _plot(material: Material, metrics: list[str]) -> str:
         panels = canvas.subplots(1, len(names), squeeze=False)[0]
         for axes, metric in zip(panels, names, strict=True):
             if study is not None and metric in study.full.quality.metrics:
-                draw_strategies(axes, theme, study, metric)
+                draw_by_depth(axes, theme, study, metric)
             else:
                 set_depth_axis(axes, [level.depth for level in levels], material.manifest.num_blocks)
                 axes.set_ylabel(axis_label(metric))
             own = [(level.depth, material.quality(level)[metric]) for level in levels if material.quality(level)]
             if own:
-                draw_levels(axes, theme, own, _LEVELS)
+                draw_levels(axes, theme, own, LEVELS_LABEL)
         if enlarged is not None:
             panels[-1].set_ylim(*enlarged)
             panels[-1].set_title("the same, enlarged")

@@ -7,8 +7,8 @@ from blockexport.core.latency_fit import Phase
 from blockexport.core.quality import MetricValue
 from blockexport.report.markup import escape, figure, missing, number, section
 from blockexport.report.material import Material
-from blockexport.report.plots import axis_label
-from blockexport.report.style import ACCENT, Theme, draw_svg
+from blockexport.report.plots import LEVELS_LABEL, axis_label, draw_by_latency
+from blockexport.report.style import Theme, draw_svg
 
 _TITLE = "Quality against latency"
 # Room to the right of the slowest median; on a busy host p95 is many times that, and would squeeze all else.
@@ -16,7 +16,7 @@ _ROOM = 1.45
 
 
 def render(material: Material) -> str:
-    """A panel for each metric and phase, a mark for each level."""
+    """A panel for each metric and phase, a ring for each level and a line for each way of choosing blocks."""
     if material.profile is None:
         command = f"blockexport profile {material.folder}"
         return section("latency", _TITLE, missing("latency, no host was profiled with this build", command))
@@ -44,7 +44,8 @@ def _points(material: Material, phase: Phase) -> list[LatencyPoint | None]:
 
 
 def _size(material: Material, shown: list[Phase]) -> tuple[float, float]:
-    return (min(10.4, 5.2 * max(1, len(shown))), 3.1 * len(material.metrics) + 0.3)
+    legend = 0.0 if material.study is None else 1.7
+    return (min(11.0, 4.6 * max(1, len(shown)) + legend), 3.4 * len(material.metrics) + 0.3)
 
 
 def _drawing(material: Material, shown: list[Phase]) -> Any:
@@ -57,14 +58,20 @@ def _drawing(material: Material, shown: list[Phase]) -> Any:
                     for level, point in zip(material.manifest.levels, _points(material, phase), strict=True)
                     if point is not None and metric in material.quality(level)
                 ]
-                _draw(axes, theme, marks)
+                times = {point.depth: point.summary.p50_ms for _, point, _ in marks}
+                if material.study is not None and metric in material.study.full.quality.metrics:
+                    draw_by_latency(axes, material.study, metric, times)
+                _draw_levels(axes, theme, marks)
                 axes.set_xlabel(_axis(marks[0][1]))
                 axes.set_ylabel(axis_label(metric))
+        if material.study is not None:
+            handles, labels = panels[0][0].get_legend_handles_labels()
+            canvas.legend(handles, labels, loc="outside right center")
 
     return draw
 
 
-def _draw(axes: Any, theme: Theme, marks: list[tuple[str, LatencyPoint, MetricValue]]) -> None:
+def _draw_levels(axes: Any, theme: Theme, marks: list[tuple[str, LatencyPoint, MetricValue]]) -> None:
     times = [point.summary.p50_ms for _, point, _ in marks]
     values = [quality.value for _, _, quality in marks]
     axes.errorbar(
@@ -72,17 +79,21 @@ def _draw(axes: Any, theme: Theme, marks: list[tuple[str, LatencyPoint, MetricVa
         values,
         xerr=[[0.0] * len(marks), [max(0.0, p.summary.p95_ms - p.summary.p50_ms) for _, p, _ in marks]],
         yerr=[quality.stderr for _, _, quality in marks],
-        color=ACCENT,
+        color=theme.ink,
         marker="o",
-        markersize=6,
+        markersize=11,
+        markerfacecolor="none",
+        markeredgewidth=1.4,
+        linestyle="none",
         elinewidth=0.9,
+        label=LEVELS_LABEL,
+        zorder=4,
     )
-    for (name, _, quality), time, value in zip(marks, times, values, strict=True):
-        above = quality.higher_is_better
+    for (name, _, _), time, value in zip(marks, times, values, strict=True):
         axes.annotate(
             name,
             (time, value),
-            xytext=(7, -13 if above else 8),
+            xytext=(9, 8),
             textcoords="offset points",
             color=theme.ink,
             fontsize=9,
@@ -107,23 +118,29 @@ def _axis(point: LatencyPoint) -> str:
 
 
 def _caption(material: Material, profile: LatencyProfile) -> str:
-    counts = {p.summary.n for phase in material.phases for p in _points(material, phase) if p is not None}
-    low, high = min(counts), max(counts)
-    said = (
-        f"Medians of {low if low == high else f'{low} to {high}'} calls at batch 1 with {profile.threads} "
-        f"{'thread' if profile.threads == 1 else 'threads'} on {escape(profile.host.cpu)}"
-        f"{', the quick grid' if profile.quick else ''}. Quality on the engines, bars are standard errors. "
-    )
+    points = [point for phase in material.phases for point in _points(material, phase) if point is not None]
+    counts = sorted({point.summary.n for point in points})
+    calls = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    threads = f"{profile.threads} {'thread' if profile.threads == 1 else 'threads'}"
+    grid = ", the quick grid" if profile.quick else ""
+    parts = [
+        f"Medians of {calls} calls at batch 1 with {threads} on {escape(profile.host.cpu)}{grid}.",
+        "Rings: the levels of this bundle, quality measured on their engines; bars are standard errors.",
+    ]
+    if material.study is not None:
+        parts.append(
+            "Lines: every strategy at the latency of the level with as many blocks, since latency hangs on how many "
+            "blocks run, not on which."
+        )
     if any(_is_cut(_points(material, phase)) for phase in material.phases):
-        said += "A bar that reaches the edge goes on beyond it; the p95 is in the table of the ladder. "
-    depths = {point.depth for point in profile.points}
-    phase = material.phases[-1]
-    if len(depths) < 2:
-        # One depth cannot tell what depends on depth.
-        return said
-    offset = profile.fit.offset_ms(phase)
-    what = "step" if phase == "decode" else "pass"
-    return (
-        f"{said}Of each {what}, {number(offset, digits=2, unit='ms')} do not depend on depth (fitted: embedding, head, "
-        "call), which no level can go below."
-    )
+        parts.append("A bar that reaches the edge goes on beyond it; the p95 is in the table of the ladder.")
+    # One depth alone cannot tell what depends on depth.
+    if len({point.depth for point in profile.points}) > 1:
+        phase = material.phases[-1]
+        what = "step" if phase == "decode" else "pass"
+        offset = number(profile.fit.offset_ms(phase), digits=2, unit="ms")
+        parts.append(
+            f"Of each {what}, {offset} do not depend on depth (fitted: embedding, head, call), which no level can go "
+            "below."
+        )
+    return " ".join(parts)

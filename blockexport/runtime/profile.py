@@ -1,0 +1,42 @@
+"""Latency of a loaded bundle on this host."""
+
+from blockexport.core.hardware import HostFingerprint
+from blockexport.core.latency import LatencyProfile
+from blockexport.profiling.harness import Progress
+from blockexport.profiling.profile import profile as measure
+from blockexport.runtime.runtime import Runtime
+from blockexport.runtime.workload import RuntimeWorkload
+
+
+def profile(
+    runtime: Runtime,
+    *,
+    quick: bool = False,
+    time_limit_s: float | None = None,
+    on_progress: Progress | None = None,
+) -> LatencyProfile:
+    """Measure every level on this host, and keep the latency model in the bundle, where `plan` looks for it.
+
+    Args:
+        runtime: the loaded bundle.
+        quick: few shapes and repeats, within 20 s, instead of all within 10 minutes.
+        time_limit_s: another limit; measuring then stops with the shapes and repeats it has.
+        on_progress: called with steps done and steps in all.
+
+    Raises:
+        BundleError: the profile cannot be written into the bundle.
+        ConfigError: the time limit is not a positive, finite number.
+        ProfileError: the limit ended before each phase was measured.
+    """
+    host = HostFingerprint.detect()
+    found = measure(
+        RuntimeWorkload(runtime.engines, runtime.spec, [(level.name, level.depth) for level in runtime.levels]),
+        bundle_digest=runtime.bundle.manifest.digest,
+        host=host,
+        threads=runtime.engines.threads or host.num_cpus,
+        quick=quick,
+        time_limit_s=time_limit_s,
+        on_progress=on_progress,
+    )
+    runtime.bundle.write_profile(host.key, found.to_json())
+    return found
