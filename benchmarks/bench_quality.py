@@ -14,6 +14,7 @@ from blockexport.core.study import Study, StudyRow
 from blockexport.datasets import load_dataset
 from blockexport.models.loading import load_model
 from blockexport.pipeline.study import run_study
+from blockexport.report.plots import save_ladder_plot
 
 MODELS = ("demo:code-lm", "demo:digits-vit")
 FRACTIONS = (0.75, 0.5, 0.25)
@@ -50,7 +51,7 @@ def table(study: Study) -> str:
 
 
 def main() -> None:
-    """Run both studies and write the figures as JSON and as Markdown."""
+    """Run both studies and write the figures as JSON, as Markdown and as a picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -63,6 +64,7 @@ def main() -> None:
     text = "\n\n".join(f"### {name}\n\n{table(study)}" for name, study in studies.items()) + "\n"
     write_atomically(args.out / "bench_quality.json", dump_json(result) + "\n")
     write_atomically(args.out / "bench_quality.md", text)
+    save_ladder_plot(list(studies.values()), args.out / "bench_quality.png")
     print(text)
 
 

@@ -3,8 +3,9 @@
 Two things go beyond what safetensors asks for. Every tensor starts at a multiple of 64 bytes, counted from the start
 of the file, so that runtimes can use it in place; the JSON header is padded with spaces, and since safetensors
 forbids holes, a tensor of odd size is followed by a `uint8` tensor of zeros called `__pad_` and a number.
-And tensors of equal type, shape and bits are stored once, under the first of their names; `aliases` in the file's
-metadata is a JSON object from each other name to that one.
+And tensors of equal type and bits are stored once, under the first of their names, also when their shapes differ (a
+quantised embedding and its tied head); `aliases` in the file's metadata is a JSON object from each other name to that
+one.
 """
 
 import hashlib
@@ -109,13 +110,13 @@ def _plan(tensors: Mapping[str, NDArray[Any]]) -> tuple[list[_Stored], dict[str,
     """Decide what is stored where; offsets count from the end of the header."""
     stored: list[_Stored] = []
     aliases: dict[str, str] = {}
-    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    first: dict[tuple[str, int, bytes], str] = {}
     end = 0
     for name in sorted(tensors):
         tensor = tensors[name]
         code = _code(name, tensor)
         content = _bytes_of(tensor)
-        key = (code, tensor.shape, hashlib.sha256(content.data).digest())
+        key = (code, content.size, hashlib.sha256(content.data).digest())
         if key in first:
             aliases[name] = first[key]
             continue

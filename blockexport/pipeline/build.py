@@ -1,6 +1,8 @@
 """Model and ladder to a verified bundle: trace once, cut every depth, write the weights once, prove each engine."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,22 +172,33 @@ class _Build:
         files = {
             level.name: LevelFile(writer.folder / engines[level.name].path, level.kept) for level in self.ladder.levels
         }
-        opened = Engines(self.model.spec, files)
-        levels = []
+        # One thread a level: small operators gain little from more, levels run side by side, and figures do not depend
+        # on how many cores the building machine has.
+        opened = Engines(self.model.spec, files, threads=1)
+        parity = {}
         for index, level in enumerate(self.ladder.levels):
-            share = 0.4 + 0.6 * index / len(self.ladder.levels)
-            self.on_stage(f"proving level {level.name}", share)
+            self.on_stage(f"proving level {level.name}", 0.4 + 0.3 * index / len(self.ladder.levels))
             cases[level.name] = oracle.record(level.mask)
-            parity = self._parity(opened, level.name, cases[level.name])
-            self.keeper.parity(level.name, parity)
+            parity[level.name] = self._parity(opened, level.name, cases[level.name])
+            self.keeper.parity(level.name, parity[level.name])
             findings = audit(files[level.name].path, level.mask, self.model.spec.block_path)
             self.keeper.audit(level.name, findings)
-            quality = self._quality(opened.whole_pass(level.name), data)
-            self.keeper.quality(level.name, quality)
-            levels.append(self._entry(level, engines[level.name], parity, quality))
+        quality = self._qualities(opened, data)
         tensors, metadata = pack_cases(cases)
         writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
-        return self._draft(tuple(levels), data)
+        levels = self.ladder.levels
+        entries = tuple(self._entry(lv, engines[lv.name], parity[lv.name], quality[lv.name]) for lv in levels)
+        return self._draft(entries, data)
+
+    def _qualities(self, opened: Engines, data: Dataset | None) -> dict[str, Quality | None]:
+        """Quality of every level, measured side by side."""
+        self.on_stage("measuring the quality of every level", 0.7)
+        names = [level.name for level in self.ladder.levels]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(lambda name: self._quality(opened.whole_pass(name), data), names))
+        for name, quality in zip(names, found, strict=True):
+            self.keeper.quality(name, quality)
+        return dict(zip(names, found, strict=True))
 
     def _parity(self, opened: Engines, level: str, cases: tuple[ParityCase, ...]) -> tuple[ParityRecord, ...]:
         if self.model.spec.kind == "decoder":

@@ -52,7 +52,9 @@ def test_every_tensor_lies_where_the_map_says_and_safetensors_agrees(tensors: di
             assert locations[name].offset % 64 == 0
             assert locations[name].size_bytes == tensor.nbytes
             assert_same_bits(read_at(path, locations[name], tensor), tensor)
-            assert_same_bits(loaded[aliases.get(name, name)], tensor)
+            stored = loaded[aliases.get(name, name)]
+            # Names that share bytes may differ in shape; the file holds the shape of the first.
+            assert_same_bits(stored.reshape(tensor.shape) if name in aliases else stored, tensor)
         assert [entry.name for entry in Path(folder).iterdir()] == [path.name]
 
 
@@ -78,10 +80,10 @@ def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
             "same_bits_other_type": big.view(np.int32),
         },
     )
-    assert locations["embed"] == locations["head"]
-    assert len({location.offset for location in locations.values()}) == 3
-    assert set(load_file(tmp_path / "w")) == {"embed", "same_bits_other_shape", "same_bits_other_type"}
-    assert (tmp_path / "w").stat().st_size < 3 * big.nbytes + 1024
+    assert locations["embed"] == locations["head"] == locations["same_bits_other_shape"]
+    assert len({location.offset for location in locations.values()}) == 2
+    assert set(load_file(tmp_path / "w")) == {"embed", "same_bits_other_type"}
+    assert (tmp_path / "w").stat().st_size < 2 * big.nbytes + 1024
 
 
 def test_zeros_of_other_sign_are_not_equal(tmp_path: Path) -> None:
