@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from blockexport.bundle.layout import check_path, folded
 from blockexport.bundle.sealed import parse_object, seal, unseal
-from blockexport.core.masks import DepthLadder, DepthLevel, DepthMask
+from blockexport.core.masks import LEVEL_NAME_PATTERN, DepthLadder, DepthLevel, DepthMask
 from blockexport.core.model import ModelSpec
 from blockexport.core.quality import Quality
 from blockexport.core.signature import Signature
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 FilePath = Annotated[str, AfterValidator(check_path)]
 PlainDict = Annotated[dict[str, Any], AfterValidator(_plain_object)]
 # Level names become file names.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, Field(pattern=LEVEL_NAME_PATTERN)]
 
 
 class _Entry(BaseModel):

@@ -28,6 +28,20 @@ def budget_of(e2e_ms: float | None, ttft_ms: float | None, tpot_ms: float | None
     return LatencyBudget(e2e_ms, ttft_ms, tpot_ms)
 
 
+def require_file_place(path: Path) -> Path:
+    """The path, if a file can go there: to be asked before the work whose result it is to hold.
+
+    Raises:
+        ConfigError: a folder is there, or what should be its folder is a file.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"{above} is a file"
+        msg = f"nothing can be written to {path}: {what}; give --out the path of a file"
+        raise ConfigError(msg)
+    return path
+
+
 def parse_numbers(text: str, name: str) -> tuple[float, ...]:
     """Numbers separated by commas.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from blockexport.cli.options import parse_blocks
+from blockexport.cli.options import parse_blocks, require_file_place
 from blockexport.cli.output import Output, counted, progress
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, write_atomically
@@ -33,6 +33,7 @@ def score(
 ) -> Result:
     """Measure how much a model needs each of its blocks. A killed run goes on where it was."""
     quiet_libraries()
+    require_file_place(out)
     protected = parse_blocks(protect, "--protect")
     with progress() as advance:
         advance("loading the model", 0.0)

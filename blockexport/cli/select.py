@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockexport.cli.options import parse_numbers
+from blockexport.cli.options import parse_numbers, require_file_place
 from blockexport.cli.output import Output, counted, progress
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, read_json, write_atomically
@@ -31,6 +31,9 @@ def select(
         str | None, typer.Option(help="For threshold: shares of the highest score, such as 0.5,0.2.")
     ] = None,
     min_depth: Annotated[int, typer.Option(min=1, help="No level keeps fewer blocks.")] = 1,
+    num_blocks: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of the model, for a score map that leaves out its last ones.")
+    ] = None,
     budget_ms: Annotated[
         str | None, typer.Option("--budget-ms", help="With --profile: the deepest level that fits, one per budget.")
     ] = None,
@@ -49,7 +52,8 @@ def select(
     """Choose which blocks stay at each depth: a nested ladder."""
     from blockexport.selection import select as select_blocks
 
-    importance = BlockScores.from_json(read_json(scores))
+    require_file_place(out)
+    importance = BlockScores.from_json(read_json(scores), num_blocks)
     options: dict[str, Any] = {"strategy": strategy, "min_depth": min_depth}
     options["threshold"] = None if threshold is None else parse_numbers(threshold, "--threshold")
     if budget_ms is not None or profile is not None:
@@ -59,7 +63,10 @@ def select(
     with progress() as advance:
         if model is not None:
             loaded = _load(model, trust_remote_code)
-            options |= {"model": loaded, "data": _read_data(loaded, data or model, num_samples, seed)}
+            options["model"] = loaded
+            source = data or (model if model.startswith("demo:") else None)
+            if source is not None:
+                options["data"] = _read_data(loaded, source, num_samples, seed)
         ladder = select_blocks(importance, **options, on_progress=counted(advance, "selecting blocks"))
     write_atomically(out, dump_json(ladder.to_json()) + "\n")
     return Result(ladder.to_json(), lambda output: _show(output, ladder, out))

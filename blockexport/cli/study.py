@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockexport.cli.options import parse_blocks
+from blockexport.cli.options import parse_blocks, require_file_place
 from blockexport.cli.output import Output, progress, quality_text
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, write_atomically
@@ -36,6 +36,7 @@ def study(
     Every strategy at several depths, by what it costs in quality.
     """
     quiet_libraries()
+    require_file_place(out)
     from blockexport.selection import parse_depths
 
     options: dict[str, Any] = {

@@ -130,11 +130,32 @@ def _explain(error: Exception) -> tuple[int, str]:
     return UNEXPECTED, what
 
 
+def refuse_usage(error: Any, *, as_json: bool) -> int:
+    """Say what is wrong with a command line, as every error is said, and give the exit code.
+
+    Args:
+        error: a usage error of typer's.
+        as_json: whether a JSON document is wanted.
+    """
+    if "\n" in error.message:
+        # The whole help text, which is what a call without a verb asks for.
+        error.show()
+        return int(error.exit_code)
+    command = error.ctx.command_path if error.ctx is not None else "blockexport"
+    message = f"{error.format_message().rstrip('.')}; see `{command} --help`"
+    _tell(Output(as_json, sys.stdout), type(error).__name__, error.exit_code, message)
+    return int(error.exit_code)
+
+
 def _fail(output: Output, error: BaseException, code: int, message: str) -> None:
-    line = " ".join(message.split())
     if _debugging.get():
         traceback.print_exception(error, file=sys.stderr)
-    if output.as_json:
-        output.json({"error": {"type": type(error).__name__, "message": line, "exit_code": code}})
-    sys.stderr.write(f"blockexport: {line}\n")
+    _tell(output, type(error).__name__, code, message)
     raise typer.Exit(code) from error
+
+
+def _tell(output: Output, kind: str, code: int, message: str) -> None:
+    line = " ".join(message.split())
+    if output.as_json:
+        output.json({"error": {"type": kind, "message": line, "exit_code": code}})
+    sys.stderr.write(f"blockexport: {line}\n")

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.core.model import ModelSpec
 from blockexport.errors import DataError
 
 IGNORED_LABEL = -100
@@ -108,6 +109,23 @@ class Dataset:
         """Padded batches in order; the last one may be smaller."""
         for start in range(0, len(self.samples), batch_size):
             yield collate(self.samples[start : start + batch_size], self.pad_token)
+
+
+def check_tokens(tokens: NDArray[np.generic], spec: ModelSpec) -> None:
+    """Refuse token ids (..., tokens) that a model has no place or no embedding for.
+
+    Raises:
+        DataError: there are more tokens than positions, or an id outside the vocabulary.
+    """
+    length = tokens.shape[-1]
+    if 0 < spec.context_tokens < length:
+        msg = f"a sample has {length} tokens, but {spec.name} places {spec.context_tokens}; shorten it"
+        raise DataError(msg)
+    lowest, highest = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+    if lowest < 0 or highest >= spec.vocab_size:
+        outside = lowest if lowest < 0 else highest
+        msg = f"token id {outside} is outside the vocabulary of {spec.name}, 0 to {spec.vocab_size - 1}; fix the data"
+        raise DataError(msg)
 
 
 def collate(samples: Sequence[Sample], pad_token: int) -> Batch:

@@ -1,10 +1,16 @@
 """Which blocks of a model run: one mask, one named level, and the nested ladder of levels."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, SupportsIndex
 
 from blockexport.errors import MaskError
+
+SCHEMA_VERSION = 1
+"""Of ladder files."""
+
+LEVEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,15 @@ def _indices(values: Iterable[SupportsIndex]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class DepthLevel:
-    """One entry of a ladder."""
+    """One entry of a ladder; its name becomes part of file names."""
 
     name: str
     mask: DepthMask
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(LEVEL_NAME_PATTERN, self.name):
+            msg = f"level name {self.name!r} is not allowed; use up to 100 letters, digits, '.', '_' and '-'"
+            raise MaskError(msg)
 
     @property
     def depth(self) -> int:
@@ -182,7 +193,7 @@ class DepthLadder:
     def to_json(self) -> dict[str, Any]:
         """The ladder as its file holds it."""
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "num_blocks": self.num_blocks,
             "strategy": self.strategy,
             "notes": list(self.notes),
@@ -198,7 +209,11 @@ class DepthLadder:
             MaskError: the value is no ladder.
         """
         try:
-            num_blocks = value["num_blocks"]
+            version = value.get("schema_version", SCHEMA_VERSION)
+            if version != SCHEMA_VERSION:
+                msg = f"a ladder of schema_version {version!r}; this blockexport reads {SCHEMA_VERSION}, select again"
+                raise MaskError(msg)
+            num_blocks = value["num_blocks"].__index__()
             levels = tuple(
                 DepthLevel(entry["name"], DepthMask.from_kept(entry["kept"], num_blocks)) for entry in value["levels"]
             )

@@ -9,6 +9,8 @@ from blockexport.errors import ScoresError
 SCHEMA_VERSION = 1
 # Shapes found in the wild: {"merged_scores": {"0": 0.56, ...}}, the same under two other names, or the flat map.
 _SEED_KEYS = ("merged_scores", "train_scores", "importance_scores")
+# Above any transformer's depth; a misread key must not ask for as many scores as it says.
+_MAX_BLOCKS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ class BlockScores:
             raise ScoresError(msg)
         if len(self.stderr) != len(self.scores):
             msg = f"{len(self.scores)} scores but {len(self.stderr)} standard errors; give one for each block"
+            raise ScoresError(msg)
+        if not all(math.isfinite(error) and error >= 0 for error in self.stderr):
+            msg = f"standard errors are {list(self.stderr)}; each must be finite and not negative, score again"
             raise ScoresError(msg)
         bad = [i for i, score in enumerate(self.scores) if math.isnan(score)]
         if bad:
@@ -87,6 +92,12 @@ class BlockScores:
 
     @classmethod
     def _from_own(cls, value: dict[str, Any]) -> Self:
+        if value.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            msg = (
+                f"a score file of schema_version {value['schema_version']!r}; this blockexport reads {SCHEMA_VERSION}, "
+                "score again with it"
+            )
+            raise ScoresError(msg)
         fields = {key: item for key, item in value.items() if key != "schema_version"}
         try:
             fields |= {key: tuple(float(x) for x in fields[key]) for key in ("scores", "stderr")}
@@ -107,8 +118,9 @@ class BlockScores:
             keys = ", ".join(_SEED_KEYS)
             msg = f"a score map goes from block index to number, also under {keys}; got keys {sorted(nested)[:5]}"
             raise ScoresError(msg) from error
-        if min(by_block, default=0) < 0:
-            msg = f"a score map names block {min(by_block)}; block indices start at 0"
+        outside = [block for block in by_block if not 0 <= block < _MAX_BLOCKS]
+        if outside:
+            msg = f"a score map names block {outside[0]}; block indices start at 0 and end below {_MAX_BLOCKS}"
             raise ScoresError(msg)
         size = max(num_blocks or 0, max(by_block, default=-1) + 1)
         missing = tuple(i for i in range(size) if i not in by_block)

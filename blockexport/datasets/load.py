@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from blockexport.core.data import Dataset, Sample
+from blockexport.core.data import Dataset, Sample, check_tokens
 from blockexport.core.model import ModelSpec
 from blockexport.datasets import demos, images, text
 from blockexport.errors import DataError
@@ -34,6 +34,12 @@ def load_dataset(
         samples = demos.load(name, spec, tokenizer_dir, split)
     else:
         samples = _reader(Path(source))(Path(source), spec, tokenizer_dir)
+    if not samples:
+        msg = f"{name} holds no sample; give more (text for a decoder: {text.MIN_WINDOW_TOKENS} tokens at least)"
+        raise DataError(msg)
+    for sample in samples:
+        if "input_ids" in sample.inputs:
+            check_tokens(sample.inputs["input_ids"], spec)
     return Dataset(name if name.startswith("demo:") else Path(source).name, samples, spec.pad_token)
 
 

@@ -13,6 +13,8 @@ from blockexport.errors import DataError
 
 # Long enough for a model to use its context, short enough that a few windows are a sample and not an anecdote.
 WINDOW_TOKENS = 256
+# What is left of a text behind its last whole window; a shorter one is all beginning.
+MIN_WINDOW_TOKENS = 16
 _MAX_SENTENCE_TOKENS = 128
 
 
@@ -20,12 +22,17 @@ def open_tokenizer(folder: Path | None) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
     Raises:
-        DataError: the checkpoint has none.
+        DataError: the checkpoint has none, or a damaged one.
     """
     if folder is None or not (folder / "tokenizer.json").is_file():
         msg = "this model has no tokenizer.json, which text data needs; add it to the model folder"
         raise DataError(msg)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        # The library raises nothing more precise.
+        msg = f"{folder / 'tokenizer.json'} is no tokenizer ({error}); fetch the checkpoint again"
+        raise DataError(msg) from error
     # Shipped tokenizers often pad to a fixed length; padding is the batch's business.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -38,7 +45,7 @@ def window_samples(texts: Iterable[str], tokenizer: Tokenizer, window_tokens: in
         tokens = tokenizer.encode(text, add_special_tokens=False).ids
         for start in range(0, len(tokens), window_tokens):
             window = np.array(tokens[start : start + window_tokens], np.int64)
-            if len(window) < min(window_tokens, 16):
+            if len(window) < min(window_tokens, MIN_WINDOW_TOKENS):
                 continue
             labels = window.copy()
             labels[0] = IGNORED_LABEL
@@ -66,12 +73,15 @@ def sentence_sample(text: str, tokenizer: Tokenizer, max_tokens: int) -> Sample:
 def read_text(path: Path, spec: ModelSpec, tokenizer_dir: Path | None) -> tuple[Sample, ...]:
     """A text file, or every text file of a folder: windows for a decoder, lines for an encoder."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    return _text_samples([_read(file) for file in files], spec, open_tokenizer(tokenizer_dir))
+
+
+def _read(path: Path) -> str:
     try:
-        texts = [file.read_text(encoding="utf-8") for file in files]
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text ({error.reason}); convert it"
         raise DataError(msg) from error
-    return _text_samples(texts, spec, open_tokenizer(tokenizer_dir))
 
 
 def _text_samples(texts: list[str], spec: ModelSpec, tokenizer: Tokenizer) -> tuple[Sample, ...]:
@@ -90,7 +100,7 @@ def read_jsonl(path: Path, spec: ModelSpec, tokenizer_dir: Path | None) -> tuple
     """One JSON object a line: `text`, or `prompt` and `answer`, optionally `task`."""
     tokenizer = open_tokenizer(tokenizer_dir)
     samples: list[Sample] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

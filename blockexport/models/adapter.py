@@ -83,7 +83,23 @@ class TreeAdapter:
         return tuple(KvSpec(num_heads=key.shape[1], head_dim=key.shape[3]) for key in keys)
 
     def prepare_for_export(self, module: Any) -> None:
-        """Compute all experts of a mixture at once: choosing among them in Python cannot be traced."""
+        """Compute all experts of a mixture at once: choosing among them in Python cannot be traced.
+
+        Raises:
+            ModelSupportError: the weights are not held in float32, in which engines are proved; or the model attends
+                causally but writes no text, while engines of one pass see all tokens.
+        """
+        others = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
+        if others:
+            listed = ", ".join(sorted(str(dtype) for dtype in others))
+            msg = f"{type(module).__name__} holds weights in {listed}; engines are built from float32, call .float()"
+            raise ModelSupportError(msg)
+        if self.kind(module) == "encoder" and any(getattr(part, "is_causal", False) for part in module.modules()):
+            msg = (
+                f"{type(module).__name__} attends causally but has no language-model head, which no engine is made "
+                "for; load the ...ForCausalLM class of this checkpoint"
+            )
+            raise ModelSupportError(msg)
         if getattr(module.config, "num_experts", None) or getattr(module.config, "num_local_experts", None):
             module.set_experts_implementation("batched_mm")
 

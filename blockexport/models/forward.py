@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockexport.core.data import check_tokens
 from blockexport.errors import DataError
 from blockexport.models.batches import ModelBatch
 from blockexport.models.loaded import LoadedModel
@@ -21,7 +22,12 @@ def run_model(model: LoadedModel, inputs: Mapping[str, torch.Tensor], **options:
 
     Returns:
         The module's own output object.
+
+    Raises:
+        DataError: token ids that the model has no place or no embedding for.
     """
+    if "input_ids" in inputs:
+        check_tokens(inputs["input_ids"].cpu().numpy(), model.spec)
     device = next(model.module.parameters()).device
     if model.spec.kind == "decoder":
         options = {"use_cache": False} | options

@@ -99,7 +99,6 @@ def wrap_module(
     config: Any = module.config
     text = config.get_text_config(decoder=True)
     kind = adapter.kind(module)
-    stop = getattr(text, "eos_token_id", None)
     spec = ModelSpec(
         name=name or type(module).__name__,
         architecture=type(module).__name__,
@@ -112,8 +111,8 @@ def wrap_module(
         context_tokens=0 if kind == "vision" else int(getattr(text, "max_position_embeddings", 0) or 0),
         image_shape=_image_shape(config) if kind == "vision" else (),
         output=_output_name(module),
-        stop_tokens=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
-        pad_token=getattr(text, "pad_token_id", None) or 0,
+        stop_tokens=_stop_tokens(module, text),
+        pad_token=_pad_token(text),
     )
     return LoadedModel(module, spec, adapter, tokenizer_dir)
 
@@ -135,6 +134,20 @@ def digest_module(module: nn.Module) -> str:
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def _stop_tokens(module: Any, config: Any) -> tuple[int, ...]:
+    """What transformers' own generation stops at: chat models name their end of turn in generation_config.json."""
+    stop = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    if stop is None:
+        stop = getattr(config, "eos_token_id", None)
+    return () if stop is None else (int(stop),) if isinstance(stop, int) else tuple(int(token) for token in stop)
+
+
+def _pad_token(config: Any) -> int:
+    """An id that can be embedded; some configurations say -1 for "none"."""
+    pad = getattr(config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and 0 <= pad < getattr(config, "vocab_size", 0) else 0
 
 
 def _image_shape(config: Any) -> tuple[int, ...]:

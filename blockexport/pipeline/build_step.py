@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockexport.core.masks import DepthLadder
-from blockexport.errors import BlockExportError
+from blockexport.errors import ExportError, GateError
 from blockexport.models.loaded import LoadedModel
 from blockexport.pipeline.build import BACKENDS, BuildOptions, Stage, build
 from blockexport.pipeline.gates import GateKeeper
@@ -21,7 +21,9 @@ def build_with_summary(
     keeper: GateKeeper | None = None,
     on_stage: Stage | None = None,
 ) -> BuildReport:
-    """Build, and write the summary and the JUnit file beside `out` whether the build succeeds or not.
+    """Build, and write the summary and the JUnit file beside `out`, whether the gates let the build pass or not.
+
+    Input that cannot be built from leaves all files as they were.
 
     Args:
         model: the model.
@@ -39,7 +41,7 @@ def build_with_summary(
     keeper = keeper or GateKeeper(options.gates)
     try:
         bundle = build(model, ladder, backends=backends, out=out, options=options, keeper=keeper, on_stage=on_stage)
-    except BlockExportError as error:
+    except (GateError, ExportError) as error:
         outcome = BuildOutcome(model.spec.name, ladder, keeper.results, keeper.seconds, error=str(error))
         write_summary(out, outcome)
         raise

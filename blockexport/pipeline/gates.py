@@ -1,11 +1,12 @@
 """What a build must satisfy before it may leave a bundle."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from blockexport.bundle.manifest import ParityRecord
-from blockexport.core.quality import Quality
+from blockexport.core.quality import HIGHER_IS_BETTER, Quality
 from blockexport.errors import AuditError, BuildBudgetError, ConfigError, GateError, ParityError, QualityError
 
 
@@ -25,6 +26,13 @@ class Gates:
         if self.max_build_seconds is not None and not self.max_build_seconds > 0:
             msg = f"max_build_seconds is {self.max_build_seconds}; it must be a positive number of seconds"
             raise ConfigError(msg)
+        for metric, bound in self.min_quality.items():
+            if metric.partition("/")[0] not in HIGHER_IS_BETTER or not math.isfinite(bound):
+                msg = (
+                    f"min_quality asks {metric} = {bound}; give a finite number for {', '.join(HIGHER_IS_BETTER)}, "
+                    "or for one task such as exact_match/copy"
+                )
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from blockexport.bundle.manifest import LevelEntry, Manifest
 from blockexport.bundle.reader import Bundle
 from blockexport.core.jsonio import write_atomically
-from blockexport.core.masks import DepthLadder
+from blockexport.core.masks import DepthLadder, DepthLevel
 from blockexport.core.quality import Quality
 from blockexport.pipeline.gates import GateResult
 
@@ -89,24 +89,31 @@ def to_markdown(outcome: BuildOutcome) -> str:
 
 
 def _ladder_table(outcome: BuildOutcome) -> list[str]:
-    entries = {level.name: level for level in outcome.manifest.levels} if outcome.manifest else {}
+    if outcome.manifest is None:
+        # What was measured stands among the gates.
+        levels = [(level.name, str(level.depth), _skipped(level)) for level in outcome.ladder.levels]
+        return _table(("level", "blocks", "skipped"), levels)
+    entries = {level.name: level for level in outcome.manifest.levels}
     rows = []
     for level in outcome.ladder.levels:
-        skipped = ", ".join(map(str, level.mask.skipped)) or "none"
-        entry = entries.get(level.name)
-        rows.append((level.name, str(level.depth), skipped, _quality(entry), _error(entry)))
+        entry = entries[level.name]
+        rows.append((level.name, str(level.depth), _skipped(level), _quality(entry), _error(entry)))
     return _table(("level", "blocks", "skipped", "quality", "largest error"), rows)
 
 
-def _quality(entry: LevelEntry | None) -> str:
-    if entry is None or not entry.quality:
+def _skipped(level: DepthLevel) -> str:
+    return ", ".join(map(str, level.mask.skipped)) or "none"
+
+
+def _quality(entry: LevelEntry) -> str:
+    if not entry.quality:
         return "not measured"
     metrics = Quality.from_json(entry.quality).metrics
     return ", ".join(f"{name} {m.value:.4g} ± {m.stderr:.2g}" for name, m in metrics.items() if "/" not in name)
 
 
-def _error(entry: LevelEntry | None) -> str:
-    if entry is None or not entry.parity:
+def _error(entry: LevelEntry) -> str:
+    if not entry.parity:
         return "not measured"
     worst = max(entry.parity, key=lambda record: record.max_abs_err / max(record.tolerance, 1e-300))
     return f"{worst.max_abs_err:.2g} of {worst.tolerance:.2g} ({worst.check})"

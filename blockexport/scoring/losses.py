@@ -42,14 +42,19 @@ def fitting_targets(model: LoadedModel, batch: ModelBatch, logits: torch.Tensor)
     plain batches predicts label t at position t.
 
     Raises:
-        DataError: there are no labels, or they do not have one entry for each sample (and token).
+        DataError: there are no labels, they do not have one entry for each sample (and token), or one is no class.
     """
     wanted = tuple(logits.shape[:-1])
     if batch.labels is None or tuple(batch.labels.shape) != wanted:
         got = "none" if batch.labels is None else tuple(batch.labels.shape)
         msg = f"the logits need labels of shape {wanted}, got {got}; give `labels` with {IGNORED_LABEL} where to ignore"
         raise DataError(msg)
-    return _targets(model, batch) if is_per_token(logits) else batch.labels
+    targets = _targets(model, batch) if is_per_token(logits) else batch.labels
+    outside = targets[(targets != IGNORED_LABEL) & ((targets < 0) | (targets >= logits.shape[-1]))]
+    if outside.numel():
+        msg = f"label {int(outside[0])} is outside 0..{logits.shape[-1] - 1}, what the model tells apart; fix the data"
+        raise DataError(msg)
+    return targets
 
 
 def _targets(model: LoadedModel, batch: ModelBatch) -> torch.Tensor:

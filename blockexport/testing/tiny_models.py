@@ -127,13 +127,14 @@ VISION: tuple[str, ...] = tuple(_VISION_BUILDERS)
 ARCHITECTURES: tuple[str, ...] = tuple(_BUILDERS)
 
 
-def tiny_model(architecture: str, num_blocks: int = 6, seed: int = 0) -> PreTrainedModel:
+def tiny_model(architecture: str, num_blocks: int = 6, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """Build a random model in evaluation mode, the same for the same arguments.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         num_blocks: prunable blocks.
         seed: of the weights; the global random state is left as it was.
+        settings: further entries of the configuration, such as `sliding_window`.
 
     Raises:
         ValueError: `architecture` is not one of `ARCHITECTURES`.
@@ -144,6 +145,8 @@ def tiny_model(architecture: str, num_blocks: int = 6, seed: int = 0) -> PreTrai
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _BUILDERS[architecture](num_blocks)
+        if settings:
+            model = type(model)(type(model.config).from_dict(model.config.to_dict() | settings))
         _vary_constants(model)
     model.train(mode=False)
     return model

@@ -75,6 +75,31 @@ def test_bad_input_exits_2_and_writes_nothing(cli: Any, scores: Path, tmp_path: 
     assert not (tmp_path / "l.json").exists()
 
 
+def test_a_score_map_may_leave_out_the_last_blocks(cli: Any, tmp_path: Path) -> None:
+    """The seed's published file: blocks 1 to 14 of 16."""
+    path = tmp_path / "layer_importance_scores.json"
+    path.write_text(json.dumps({"importance_scores": {str(i): 0.01 * i for i in range(1, 15)}}))
+    options = ("--depths", "16,12", "--out", tmp_path / "l.json", "--json")
+    done = cli("select", path, "--num-blocks", "16", *options)
+    assert done.value["num_blocks"] == 16
+    assert done.value["levels"][1]["skipped"] == [1, 2, 3, 4]
+    assert cli("select", path, "--num-blocks", "8", *options).code == 2
+
+
+def test_a_place_that_cannot_hold_the_result_is_refused_first(cli: Any, scores: Path, tmp_path: Path) -> None:
+    for place in (tmp_path, scores / "ladder.json"):
+        done = cli("select", scores, "--depths", "4", "--out", place)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "nothing can be written to" in done.err
+
+
+def test_greedy_needs_data_of_its_own_for_a_model_of_the_users(cli: Any, workspace: Any, tmp_path: Path) -> None:
+    options = ("--strategy", "greedy", "--depths", "2", "--model", workspace.model, "--out", tmp_path / "l.json")
+    done = cli("select", workspace.scores, *options)
+    assert done.code == 2
+    assert "give model and data" in done.err
+
+
 def test_greedy_measures_the_model(cli: Any, workspace: Any, tmp_path: Path) -> None:
     options = ("--strategy", "greedy", "--depths", "4,2", "--out", tmp_path / "l.json", "--json")
     done = cli("select", workspace.scores, *options, "--model", workspace.model, "--data", workspace.data)

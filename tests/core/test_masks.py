@@ -144,6 +144,10 @@ def masks(*kept):
         (lambda: DepthLadder.from_json({"num_blocks": "4", "levels": [{"name": "a", "kept": [0]}]}), "not a ladder"),
         (lambda: DepthLadder.from_json({"num_blocks": 4, "levels": [{"name": "a", "kept": [0.5]}]}), "not a ladder"),
         (lambda: DepthLadder.from_json({"num_blocks": 4, "levels": [{"name": "a", "kept": [7]}]}), "reach outside"),
+        (lambda: DepthLadder.from_json({"num_blocks": 4.0, "levels": [{"name": "a", "kept": [0]}]}), "not a ladder"),
+        (lambda: DepthLadder.from_json({"num_blocks": 4, "levels": [{"name": 5, "kept": [0]}]}), "not a ladder"),
+        (lambda: DepthLadder.from_json({"num_blocks": 4, "levels": [{"name": "../a", "kept": [0]}]}), "not allowed"),
+        (lambda: DepthLadder.from_json({"schema_version": 2}), "schema_version 2"),
     ],
 )
 def test_ladders_that_cannot_be(build, message):

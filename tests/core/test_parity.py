@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from safetensors.numpy import save
 
 from blockexport.core.parity import TOLERANCE_FACTOR, ParityCase, pack_cases, tolerance_of, unpack_cases
+from blockexport.errors import ParityError
 
 
 def case(check: str, tolerance: float) -> ParityCase:
@@ -40,5 +42,12 @@ def test_a_file_without_cases_has_none() -> None:
 
 def test_the_tolerance_is_a_multiple_of_the_references_own_error() -> None:
     exact = np.array([1.0, 2.0])
-    assert tolerance_of(np.array([1.0, 2.5], np.float32), exact) == TOLERANCE_FACTOR * 0.5
+    off = 2.0**-12
+    assert tolerance_of(np.array([1.0, 2.0 + off], np.float32), exact) == TOLERANCE_FACTOR * off
     assert tolerance_of(np.array([1.0, 2.0], np.float32), exact) > 0
+
+
+@pytest.mark.parametrize("wrong", [2.5, np.nan, np.inf])
+def test_a_reference_that_disagrees_with_itself_proves_nothing(wrong: float) -> None:
+    with pytest.raises(ParityError, match="nothing can be proved against it"):
+        tolerance_of(np.array([1.0, wrong], np.float32), np.array([1.0, 2.0]))

@@ -74,8 +74,37 @@ def test_unknown_data_says_what_there_is(tmp_path: Path, name: str) -> None:
 def test_empty_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.txt"
     path.write_text("")
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="holds no sample"):
         load_dataset(path, DECODER, TOKENIZER)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    for name in ("text.txt", "items.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b'{"text": "\xe9"}')
+        with pytest.raises(DataError, match="not UTF-8"):
+            load_dataset(path, DECODER, TOKENIZER)
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "text.txt").write_text("some text")
+    with pytest.raises(DataError, match="is no tokenizer"):
+        load_dataset(tmp_path / "text.txt", DECODER, tmp_path)
+
+
+def test_a_sample_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps({"prompt": "word " * 5000, "answer": "b"}))
+    with pytest.raises(DataError, match=r"a sample has \d+ tokens, but d places 512"):
+        load_dataset(path, DECODER, TOKENIZER)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("some words " * 40)
+    with pytest.raises(DataError, match="is outside the vocabulary"):
+        load_dataset(path, DECODER.model_copy(update={"vocab_size": 3}), TOKENIZER)
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:

@@ -149,8 +149,11 @@ def test_cutting_leaves_the_marked_graph_alone(architecture: str, lowered: Calla
 def test_only_cache_rows_of_kept_blocks_are_inputs_and_outputs(lowered: Callable) -> None:
     graph = lowered("llama").level(1, 3).graph
     rows = [f"{block}.{part}" for block in (1, 3) for part in ("key", "value")]
-    fixed = ["input_ids", "position_ids", "last_position", "total_tokens", "logits_index"]
-    assert [value.name for value in graph.inputs] == [*fixed, *(f"past_key_values.{row}" for row in rows)]
+    fixed = ["input_ids", "position_ids", "total_tokens", "logits_index"]
+    taken = [
+        [f"last_slot.{block}", *(f"past_key_values.{block}.{part}" for part in ("key", "value"))] for block in (1, 3)
+    ]
+    assert [value.name for value in graph.inputs] == [*fixed, *taken[0], *taken[1]]
     assert [value.name for value in graph.outputs] == ["logits", *(f"present.{row}" for row in rows)]
 
 

@@ -1,6 +1,7 @@
 """Finding the blocks, the kind and the cache layout of a model from its module tree."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import BertConfig, BertLMHeadModel, BertModel, PreTrainedConfig
 
@@ -43,3 +44,9 @@ def test_bert_is_a_decoder_only_where_its_configuration_says_so() -> None:
     sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     assert TreeAdapter().kind(BertModel(BertConfig(**sizes))) == "encoder"
     assert TreeAdapter().kind(BertLMHeadModel(BertConfig(**sizes, is_decoder=True))) == "decoder"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_refused_for_export(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelSupportError, match=f"holds weights in {dtype}"):
+        TreeAdapter().prepare_for_export(tiny_model("llama", 2).to(dtype))

@@ -1,10 +1,13 @@
 """What the stages are told of a model in memory."""
 
+from pathlib import Path
+
 import pytest
 
 from blockexport.core.masks import DepthMask
 from blockexport.errors import MaskError, ModelSupportError
 from blockexport.models.loaded import as_loaded, digest_module, wrap_module
+from blockexport.models.loading import load_model
 from blockexport.testing.tiny_models import tiny_model
 
 
@@ -24,11 +27,18 @@ def test_wrapping_ends_training_mode() -> None:
 @pytest.mark.parametrize(("stop", "expected"), [(None, ()), (5, (5,)), ([5, 9], (5, 9)), (0, (0,))])
 def test_stop_tokens(stop: object, expected: tuple[int, ...]) -> None:
     module = tiny_model("llama", 2)
-    module.config.eos_token_id = stop
+    module.config.eos_token_id, module.generation_config.eos_token_id = stop, None
     assert wrap_module(module).spec.stop_tokens == expected
 
 
-@pytest.mark.parametrize(("pad", "expected"), [(None, 0), (0, 0), (3, 3)])
+def test_stop_tokens_of_the_generation_settings_come_first(tmp_path: Path) -> None:
+    module = tiny_model("llama", 2)
+    module.config.eos_token_id, module.generation_config.eos_token_id = 2, [2, 7]
+    module.save_pretrained(tmp_path)
+    assert load_model(tmp_path).spec.stop_tokens == (2, 7)
+
+
+@pytest.mark.parametrize(("pad", "expected"), [(None, 0), (0, 0), (3, 3), (-1, 0), (10_000, 0)])
 def test_pad_token(pad: int | None, expected: int) -> None:
     module = tiny_model("llama", 2)
     module.config.pad_token_id = pad

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 
 from blockexport.core.masks import DepthMask
 from blockexport.errors import BlockExportError, ConfigError, DataError, MaskError, ScoresError
@@ -12,7 +13,7 @@ from blockexport.masking.masked import masked
 from blockexport.models.loaded import wrap_module
 from blockexport.scoring import SCORING_METHODS, score
 from blockexport.testing.tiny_data import tiny_dataset
-from blockexport.testing.tiny_models import ARCHITECTURES, tiny_model
+from blockexport.testing.tiny_models import ARCHITECTURES, CONTEXT_TOKENS, VOCAB_SIZE, tiny_model
 
 
 class Killed(BaseException):
@@ -217,3 +218,18 @@ def test_bad_arguments(llama, texts, options, kind, message):
 def test_a_masked_model_is_refused(llama, texts):
     with masked(llama, DepthMask.from_kept([0], 6)), pytest.raises(MaskError, match="remove it first"):
         score(llama, method="loss_drop", data=texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": torch.full((1, 4), VOCAB_SIZE)}, "token id 97 is outside the vocabulary"),
+        ({"input_ids": torch.full((1, 4), -1)}, "token id -1 is outside the vocabulary"),
+        ({"input_ids": torch.ones(1, CONTEXT_TOKENS + 1, dtype=torch.long)}, "a sample has 65 tokens, but"),
+        ({"labels": torch.full((1, 4), VOCAB_SIZE)}, "label 97 is outside 0"),
+    ],
+)
+def test_batches_that_the_model_cannot_take_are_refused(llama, changes, message):
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.ones(1, 4, dtype=torch.long)} | changes
+    with pytest.raises(DataError, match=message):
+        score(llama, method="loss_drop", data=[batch])
