@@ -1,11 +1,12 @@
 """Model and ladder to a verified bundle: trace once, cut every depth, write the weights once, prove each engine."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from blockexport.core.data import Dataset
 from blockexport.core.hardware import installed_versions
 from blockexport.core.masks import DepthLadder, DepthLevel
 from blockexport.core.parity import ParityCase, pack_cases
+from blockexport.core.precision import FP32, Precision
 from blockexport.core.quality import Forward, Quality, evaluate
 from blockexport.datasets import load_dataset
 from blockexport.errors import ConfigError, ScoresError
@@ -36,7 +38,10 @@ from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
+from blockexport.pipeline.precisions import level_precisions
 from blockexport.pipeline.trace_cache import marked_graph
+from blockexport.quantization.graph import QuantisedGraph, quantise_graph
+from blockexport.quantization.reference import dequantised, rounded_activations
 from blockexport.runtime.engines import Engines, LevelFile
 
 BACKENDS = ("onnxruntime",)
@@ -54,6 +59,7 @@ class BuildOptions:
     Attributes:
         data: what quality is measured on: a dataset, a name or file; None for the demo's own, or for no quality.
         gates: demands on the result.
+        precision: what weights are stored in: one for all levels, or by level name, where those left out are fp32.
         seed: seed of the parity inputs.
         overwrite: whether a bundle at the same place may be replaced.
         cache_folder: where traces are kept between builds; None for not at all.
@@ -63,6 +69,7 @@ class BuildOptions:
 
     data: Dataset | str | Path | None = None
     gates: Gates = field(default_factory=Gates)
+    precision: Precision | Mapping[str, Precision] = FP32
     seed: int = 66
     overwrite: bool = True
     cache_folder: Path | None = None
@@ -124,6 +131,30 @@ def _check_backends(backends: Sequence[str]) -> None:
         raise ConfigError(msg)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """The marked graph of one precision, and what its engines are held to."""
+
+    precision: Precision
+    marked: ir.Model
+    quantised: QuantisedGraph | None = None
+
+    @classmethod
+    def of(cls, marked: ir.Model, precision: Precision) -> Self:
+        """Quantise once, before any depth is cut."""
+        if not precision.is_quantised:
+            return cls(precision, marked)
+        quantised = quantise_graph(marked, precision)
+        return cls(precision, quantised.model, quantised)
+
+    def oracle(self, model: LoadedModel, seed: int) -> Oracle:
+        """The eager reference with the weights that the engines have."""
+        graph = self.quantised
+        if graph is None:
+            return Oracle(model, seed)
+        return Oracle(dequantised(model, graph), seed, lambda reference: rounded_activations(reference, graph))
+
+
 @dataclass(frozen=True, slots=True)
 class _Build:
     model: LoadedModel
@@ -136,18 +167,22 @@ class _Build:
         """Fill the writer's folder and say what is in it."""
         self.on_stage("tracing the model", 0.0)
         marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
+        precisions = level_precisions(self.options.precision, self.ladder)
+        self.on_stage("quantising weights", 0.3)
+        sources = {precision: _Source.of(marked, precision) for precision in dict.fromkeys(precisions.values())}
         self.on_stage("cutting depths", 0.35)
-        graphs = {level.name: self._cut(marked, level) for level in self.ladder.levels}
-        deepest = graphs[self.ladder.levels[0].name]
-        locations = write_weights(writer.path_for(WEIGHTS_FILE), shared_tensors(deepest))
+        graphs = {level.name: self._cut(sources[precisions[level.name]], level) for level in self.ladder.levels}
+        # Levels of one precision are nested, so only levels of another bring tensors that the deepest does not have.
+        tensors = {name: tensor for graph in graphs.values() for name, tensor in shared_tensors(graph).items()}
+        locations = write_weights(writer.path_for(WEIGHTS_FILE), tensors)
         engines = {name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()}
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
-        return self._prove(writer, engines)
+        return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()})
 
-    def _cut(self, marked: ir.Model, level: DepthLevel) -> ir.Model:
-        return cut(marked, [block_unit(block) for block in level.mask.skipped])
+    def _cut(self, source: "_Source", level: DepthLevel) -> ir.Model:
+        return cut(source.marked, [block_unit(block) for block in level.mask.skipped])
 
     def _write_engine(
         self, writer: BundleWriter, name: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
@@ -164,9 +199,10 @@ class _Build:
                 if source.is_file():
                     writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())
 
-    def _prove(self, writer: BundleWriter, engines: Mapping[str, EngineEntry]) -> ManifestDraft:
+    def _prove(
+        self, writer: BundleWriter, engines: Mapping[str, EngineEntry], sources: Mapping[str, "_Source"]
+    ) -> ManifestDraft:
         self.on_stage("recording the eager reference", 0.4)
-        oracle = Oracle(self.model, self.options.seed)
         cases: dict[str, tuple[ParityCase, ...]] = {}
         data = self._quality_data()
         files = {
@@ -176,9 +212,12 @@ class _Build:
         # on how many cores the building machine has.
         opened = Engines(self.model.spec, files, threads=1)
         parity = {}
-        for index, level in enumerate(self.ladder.levels):
-            self.on_stage(f"proving level {level.name}", 0.4 + 0.3 * index / len(self.ladder.levels))
-            cases[level.name] = oracle.record(level.mask)
+        oracle_of = functools.lru_cache(maxsize=1)(lambda source: source.oracle(self.model, self.options.seed))
+        # Level after level of one precision: an oracle holds the model twice more.
+        levels = sorted(self.ladder.levels, key=lambda level: str(sources[level.name].precision))
+        for index, level in enumerate(levels):
+            self.on_stage(f"proving level {level.name}", 0.4 + 0.3 * index / len(levels))
+            cases[level.name] = oracle_of(sources[level.name]).record(level.mask)
             parity[level.name] = self._parity(opened, level.name, cases[level.name])
             self.keeper.parity(level.name, parity[level.name])
             findings = audit(files[level.name].path, level.mask, self.model.spec.block_path)
@@ -186,8 +225,19 @@ class _Build:
         quality = self._qualities(opened, data)
         tensors, metadata = pack_cases(cases)
         writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
-        levels = self.ladder.levels
-        entries = tuple(self._entry(lv, engines[lv.name], parity[lv.name], quality[lv.name]) for lv in levels)
+        entries = tuple(
+            LevelEntry(
+                name=level.name,
+                depth=level.depth,
+                kept=level.kept,
+                skipped=level.mask.skipped,
+                engines=(engines[level.name],),
+                precision=sources[level.name].precision,
+                parity=parity[level.name],
+                quality=found.to_json() if (found := quality[level.name]) else {},
+            )
+            for level in self.ladder.levels
+        )
         return self._draft(entries, data)
 
     def _qualities(self, opened: Engines, data: Dataset | None) -> dict[str, Quality | None]:
@@ -224,20 +274,6 @@ class _Build:
             tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
             output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
         return output
-
-    @staticmethod
-    def _entry(
-        level: DepthLevel, engine: EngineEntry, parity: tuple[ParityRecord, ...], quality: Quality | None
-    ) -> LevelEntry:
-        return LevelEntry(
-            name=level.name,
-            depth=level.depth,
-            kept=level.kept,
-            skipped=level.mask.skipped,
-            engines=(engine,),
-            parity=parity,
-            quality=quality.to_json() if quality else {},
-        )
 
     def _draft(self, levels: tuple[LevelEntry, ...], data: Dataset | None) -> ManifestDraft:
         return ManifestDraft(
