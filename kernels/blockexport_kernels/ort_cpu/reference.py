@@ -1,0 +1,98 @@
+"""What each operator computes, written to be read. The scalar path in src/scalar.cc is the same arithmetic in fp32.
+
+Weights are those of com.microsoft::MatMulNBits. `k` columns lie in `blocks = ceil(k / block_size)` blocks:
+
+    codes   (n, blocks, block_size * bits / 8) uint8, the even of two 4-bit codes in the low half
+    scales  (n, blocks) fp32
+    zeros   (n, ceil(blocks * bits / 8)) uint8, packed like codes, or None: 8 (4 bits), 128 (8 bits)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Codes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A matrix (n, k) of codes."""
+
+    codes: Codes
+    scales: Floats
+    zeros: Codes | None
+    k: int
+    bits: int
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.k // self.block_size)
+
+
+def unpack(packed: Codes, bits: int, count: int) -> NDArray[np.int64]:
+    """The first `count` codes of each row of packed bytes: (n, bytes) to (n, count)."""
+    if bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    return packed[:, :count].astype(np.int64)
+
+
+def centred(w: Quantised) -> NDArray[np.int64]:
+    """Codes minus zero points, (n, blocks, block_size); the last block is filled up with what lies there."""
+    rows = len(w.codes)
+    codes = unpack(w.codes.reshape(rows, -1), w.bits, w.num_blocks * w.block_size)
+    if w.zeros is None:
+        zeros = np.full((rows, w.num_blocks), 8 if w.bits == 4 else 128)
+    else:
+        zeros = unpack(w.zeros.reshape(rows, -1), w.bits, w.num_blocks)
+    out: NDArray[np.int64] = codes.reshape(rows, w.num_blocks, w.block_size) - zeros[:, :, None]
+    return out
+
+
+def dequantise(w: Quantised) -> NDArray[np.float64]:
+    """The matrix that the codes stand for, (n, k) in fp64."""
+    scales = w.scales.reshape(len(w.codes), w.num_blocks, 1).astype(np.float64)
+    return (centred(w) * scales).reshape(len(w.codes), -1)[:, : w.k]
+
+
+def quantise_activations(a: Floats, block_size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Each block of a row to 8 bits: codes (rows, blocks, block_size), scales (rows, blocks).
+
+    scale = max|a| / 127, code = a * (127 / max|a|) to the nearest, ties to even; in fp32, so that codes are exact.
+    """
+    rows, k = a.shape
+    blocks = -(-k // block_size)
+    padded = np.zeros((rows, blocks * block_size), np.float32)
+    padded[:, :k] = a
+    by_block = padded.reshape(rows, blocks, block_size)
+    largest = np.abs(by_block).max(axis=2)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(by_block * inverse[:, :, None]).astype(np.int64), largest / np.float32(127)
+
+
+def matmul_nbits(a: Floats, w: Quantised, bias: Floats | None = None) -> NDArray[np.float64]:
+    """`MatMulNBits`: (rows, k) times (n, k)^T. Sums over a block are integers and exact, the rest is fp64."""
+    codes, scales = quantise_activations(a, w.block_size)
+    sums = np.einsum("rbi,nbi->rnb", codes, centred(w)).astype(np.float64)
+    weight_scales = w.scales.reshape(1, len(w.codes), w.num_blocks).astype(np.float64)
+    out: NDArray[np.float64] = (sums * scales[:, None, :] * weight_scales).sum(axis=2)
+    return out if bias is None else out + bias
+
+
+def matmul(a: Floats, w: Floats, bias: Floats | None = None) -> NDArray[np.float64]:
+    """`MatMul`: (rows, k) times (n, k)^T in fp64."""
+    out = a.astype(np.float64) @ w.astype(np.float64).T
+    return out if bias is None else out + bias
+
+
+def gated(gate: Floats, up: Floats) -> Floats:
+    """What `GatedMatMulNBits` and `GatedMatMul` make of their two products: silu(gate) * up."""
+    return gate / (1.0 + np.exp(-gate)) * up
+
+
+def gather_nbits(w: Quantised, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`GatherNBits`: rows of the matrix, (*indices.shape, k)."""
+    return dequantise(w)[indices]

@@ -1,0 +1,45 @@
+// The same arithmetic written for different processors; which one runs is decided when the library is loaded.
+#pragma once
+#include "layout.h"
+
+namespace blockexport {
+
+constexpr int kDenseRows = 12;
+constexpr int64_t kDenseScratch = 512 * kTileColumns;
+
+struct Path {
+  const char* name;
+
+  // Quantises one row (k) of activations, block by block, to codes (filled up to whole groups; with 4 bits, of each 8 the
+  // even ones first), scales and sums of codes.
+  void (*quantise)(const Layout& layout, const float* row, int8_t* codes, float* scales, int32_t* sums);
+
+  // y[i] = row . w[first + i] for i < count. `records` is (groups).
+  void (*dot)(const Layout& layout, const Record* records, const Matrix& w, int64_t first, int64_t count, float* y);
+
+  // Many rows: rows [first, first + count) of w, count <= kTileColumns, times num_rows rows of activations.
+  // y is (num_rows, stride), scratch has unpacked_bytes(layout). Null: `dot` is used for each row.
+  void (*tiles)(const Layout& layout, const Panel* panels, int64_t num_rows, const Matrix& w, int64_t first,
+                int64_t count, uint8_t* scratch, float* y, int64_t stride);
+
+  // The same two for fp32 weights (count, k), without bias: for few rows, and for many. Panels are (k, kDenseRows) each,
+  // one behind the other; scratch has kDenseScratch.
+  void (*dense_dot)(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y,
+                    int64_t stride);
+  void (*dense_tiles)(int64_t k, const float* panels, int64_t num_rows, const float* w, int64_t count, float* scratch,
+                      float* y, int64_t stride);
+
+  // gate = silu(gate) * up
+  void (*silu_times)(float* gate, const float* up, int64_t count);
+};
+
+extern const Path kScalar;
+extern const Path kAvx2;
+extern const Path kAvx512;
+
+// The fastest path of this processor, or the one that BLOCKEXPORT_CPU_PATH names.
+const Path& path();
+// Why BLOCKEXPORT_CPU_PATH cannot be followed; null if it can.
+const char* path_problem();
+
+}  // namespace blockexport

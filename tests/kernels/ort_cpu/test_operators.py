@@ -1,0 +1,263 @@
+"""Every operator on every path against the reference, against ONNX Runtime's own, and what each must refuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from blockexport_kernels.ort_cpu import reference
+from blockexport_kernels.ort_cpu.reference import Quantised
+
+Run = Callable[..., list[np.ndarray]]
+EPSILON = 2.0**-24  # of one rounding to fp32
+FORMATS = [(4, 32, False), (4, 32, True), (4, 64, False), (4, 128, True), (4, 16, True), (4, 256, False)]
+FORMATS += [(8, 32, True), (8, 32, False), (8, 64, True), (8, 128, False), (8, 16, False), (8, 256, True)]
+# n, k: tails in columns, in a group of codes and in a block; a hidden size of 48; several pieces for each thread
+SHAPES = [(1, 32), (37, 48), (33, 128), (70, 384), (129, 1000), (260, 896)]
+ROWS = [1, 2, 5, 33, 200]
+
+
+def _quantised(rng: np.random.Generator, n: int, k: int, bits: int, block: int, zeros: bool) -> Quantised:
+    blocks = -(-k // block)
+    return Quantised(
+        codes=rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8),
+        scales=(rng.random((n, blocks)) * 0.02 + 1e-3).astype(np.float32),
+        zeros=rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8) if zeros else None,
+        k=k,
+        bits=bits,
+        block_size=block,
+    )
+
+
+def _attributes(w: Quantised) -> dict[str, int]:
+    return {"K": w.k, "N": len(w.codes), "bits": w.bits, "block_size": w.block_size}
+
+
+def _activations(rng: np.random.Generator, rows: int, k: int) -> np.ndarray:
+    return rng.standard_normal((rows, k), dtype=np.float32)
+
+
+def _tolerance(a: np.ndarray, w: Quantised) -> np.ndarray:
+    """What fp32 may lose: one rounding for each block and each step of adding up the lanes, on sums that are cut into
+    lanes before the zero point is taken off, so their magnitude is that of codes and zero points apart."""
+    codes, scales = reference.quantise_activations(a, w.block_size)
+    apart = np.abs(reference.centred(w)) + 2 * (8 if w.bits == 4 and w.zeros is None else 2 ** (w.bits - 1))
+    sums = np.einsum("rbi,nbi->rnb", np.abs(codes), apart)
+    magnitude = (sums * scales[:, None, :] * w.scales[None]).sum(axis=2)
+    return (w.num_blocks + 16) * EPSILON * magnitude
+
+
+def _inputs(a: np.ndarray, w: Quantised, bias: np.ndarray | None = None) -> dict[str, np.ndarray | None]:
+    return {"A": a, "B": w.codes, "scales": w.scales, "zero_points": w.zeros, "bias": bias}
+
+
+@pytest.mark.parametrize(("bits", "block", "zeros"), FORMATS)
+def test_matmul_nbits_is_the_reference(on_path: Path, run: Run, bits: int, block: int, zeros: bool) -> None:
+    rng = np.random.default_rng(bits * block)
+    for (n, k), rows in zip(SHAPES, [*ROWS, 7], strict=True):
+        w = _quantised(rng, n, k, bits, block, zeros)
+        bias = rng.standard_normal(n, dtype=np.float32)
+        for count in (1, rows):
+            a = _activations(rng, count, k)
+            (out,) = run(on_path, "MatMulNBits", _inputs(a, w, bias), attributes=_attributes(w))
+            wanted = reference.matmul_nbits(a, w, bias)
+            tolerance = _tolerance(a, w) + 2 * EPSILON * (np.abs(wanted) + np.abs(bias))
+            assert np.all(np.abs(out - wanted) <= tolerance), (n, k, count)
+            assert np.median(tolerance) < 1e-2 * np.abs(wanted).max()  # a wrong block could not hide in it
+
+
+@pytest.mark.parametrize(("bits", "block", "zeros"), FORMATS)
+def test_integer_sums_are_exact(on_path: Path, run: Run, bits: int, block: int, zeros: bool) -> None:
+    """Scales of 1 and activations that are whole numbers up to 127: every result is a whole number below 2^24."""
+    rng = np.random.default_rng(bits + block)
+    for (n, k), rows in zip([(37, 48), (70, 384)], [3, 33], strict=True):
+        w = _quantised(rng, n, k, bits, block, zeros)
+        w = Quantised(w.codes, np.ones_like(w.scales), w.zeros, k, bits, block)
+        a = rng.integers(-126, 127, (rows, k)).astype(np.float32)
+        a[:, ::block] = 127
+        (out,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
+        np.testing.assert_array_equal(out, a.astype(np.int64) @ reference.dequantise(w).astype(np.int64).T)
+
+
+@pytest.mark.parametrize(("bits", "block", "zeros"), [(4, 32, False), (4, 128, True), (8, 32, True), (8, 128, False)])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_matmul_nbits_agrees_with_onnxruntime(
+    on_path: Path, run: Run, bits: int, block: int, zeros: bool, rows: int
+) -> None:
+    """Whatever ONNX Runtime's kernel does here, each of the two is off by no more than activations in 8 bits can be."""
+    rng = np.random.default_rng(rows)
+    w = _quantised(rng, 65, 896, bits, block, zeros)
+    a = _activations(rng, rows, 896)
+    settings = _attributes(w)
+    (ours,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=settings)
+    stock = _inputs(a, w)
+    del stock["bias"]
+    if w.zeros is None:
+        del stock["zero_points"]
+    (theirs,) = run(None, "MatMulNBits", stock, attributes={**settings, "accuracy_level": 4}, domain="com.microsoft")
+    exact = reference.dequantise(w)
+    _, scales = reference.quantise_activations(a, block)
+    rounding = 0.5 * scales.repeat(block, axis=1)[:, :896] @ np.abs(exact).T + _tolerance(a, w)
+    wanted = a.astype(np.float64) @ exact.T
+    assert np.all(np.abs(ours - wanted) <= rounding)
+    assert np.all(np.abs(theirs - ours) <= 2 * rounding)
+
+
+def test_matmul_is_exact_to_fp32(on_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    for (n, k), rows in zip(SHAPES, [1, 2, 5, 33, 200, 13], strict=True):
+        w, bias = _activations(rng, n, k), rng.standard_normal(n, dtype=np.float32)
+        for count in (1, rows):
+            a = _activations(rng, count, k)
+            (out,) = run(on_path, "MatMul", {"A": a, "W": w, "bias": bias})
+            tolerance = (k + 2) * EPSILON * (np.abs(a) @ np.abs(w).T + np.abs(bias))
+            assert np.all(np.abs(out - reference.matmul(a, w, bias)) <= tolerance), (n, k, count)
+            (theirs,) = run(None, "MatMul", {"A": a, "W": np.ascontiguousarray(w.T)}, domain="")
+            assert np.all(np.abs(out - (theirs + bias)) <= 2 * tolerance)
+
+
+def test_leading_axes_are_kept(on_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(1)
+    w = _quantised(rng, 40, 64, 4, 32, False)
+    a = rng.standard_normal((2, 3, 64), dtype=np.float32)
+    (out,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
+    assert out.shape == (2, 3, 40)
+    (flat,) = run(on_path, "MatMulNBits", _inputs(a.reshape(6, 64), w), attributes=_attributes(w))
+    np.testing.assert_array_equal(out.reshape(6, 40), flat)
+    (none,) = run(on_path, "MatMulNBits", _inputs(a[:, :0], w), attributes=_attributes(w))
+    assert none.shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, True)])
+def test_gather_gives_rows(library: Path, run: Run, bits: int, zeros: bool) -> None:
+    rng = np.random.default_rng(2)
+    w = _quantised(rng, 50, 100, bits, 32, zeros)
+    indices = np.array([[0, 49, -1], [7, 7, -50]])
+    inputs = {"B": w.codes, "indices": indices, "scales": w.scales, "zero_points": w.zeros}
+    (out,) = run(library, "GatherNBits", inputs, attributes=_attributes(w), fed=("indices",))
+    np.testing.assert_array_equal(out, reference.gather_nbits(w, indices).astype(np.float32))
+
+
+@pytest.mark.parametrize(("zeros", "with_bias"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_several_products_are_those_of_one(on_path: Path, run: Run, zeros: bool, with_bias: bool, rows: int) -> None:
+    rng = np.random.default_rng(3)
+    a = _activations(rng, rows, 96)
+    matrices = [_quantised(rng, n, 96, 4, 32, zeros) for n in (70, 16, 33)]
+    biases = [rng.standard_normal(len(w.codes), dtype=np.float32) if with_bias else None for w in matrices]
+    inputs: dict[str, Any] = {"A": a}
+    for i, (w, bias) in enumerate(zip(matrices, biases, strict=True)):
+        given = {f"B{i}": w.codes, f"scales{i}": w.scales, f"zeros{i}": w.zeros, f"bias{i}": bias}
+        inputs |= {name: array for name, array in given.items() if array is not None}
+    settings = {**_attributes(matrices[0]), "zero_points": int(zeros), "bias": int(with_bias)}
+    outs = run(on_path, "MatMulNBitsMulti", inputs, attributes=settings, num_outputs=3)
+    for out, w, bias in zip(outs, matrices, biases, strict=True):
+        (single,) = run(on_path, "MatMulNBits", _inputs(a, w, bias), attributes=_attributes(w))
+        tolerance = 2 * _tolerance(a, w)
+        assert np.all(np.abs(out - single) <= tolerance)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_gated_products_are_gated(on_path: Path, run: Run, zeros: bool, rows: int) -> None:
+    """silu has a slope below 1.1: an error of the gate passes on by that times `up`. 16 roundings for silu itself."""
+    rng = np.random.default_rng(4)
+    a = _activations(rng, rows, 96)
+    gate, up = (_quantised(rng, 70, 96, 4, 32, zeros) for _ in range(2))
+    inputs = {"A": a, "gate": gate.codes, "gate_scales": gate.scales, "up": up.codes, "up_scales": up.scales}
+    inputs |= {"gate_zeros": gate.zeros, "up_zeros": up.zeros}
+    (out,) = run(on_path, "GatedMatMulNBits", inputs, attributes=_attributes(gate))
+    g, u = reference.matmul_nbits(a, gate), reference.matmul_nbits(a, up)
+    wanted = reference.gated(g, u)
+    tolerance = 1.1 * np.abs(u) * _tolerance(a, gate) + np.abs(g) * _tolerance(a, up) + 16 * EPSILON * np.abs(wanted)
+    assert np.all(np.abs(out - wanted) <= tolerance + 1e-30)
+
+    wg, wu = _activations(rng, 70, 96), _activations(rng, 70, 96)
+    (dense,) = run(on_path, "GatedMatMul", {"A": a, "gate": wg, "up": wu})
+    g, u = reference.matmul(a, wg), reference.matmul(a, wu)
+    error = 98 * EPSILON * (np.abs(a) @ np.abs(wg).T), 98 * EPSILON * (np.abs(a) @ np.abs(wu).T)
+    wanted = reference.gated(g, u)
+    tolerance = 1.1 * np.abs(u) * error[0] + np.abs(g) * error[1] + 16 * EPSILON * np.abs(wanted)
+    assert np.all(np.abs(dense - wanted) <= tolerance + 1e-30)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_what_is_not_finite_stays_so(on_path: Path, run: Run, bad: float, rows: int) -> None:
+    rng = np.random.default_rng(5)
+    w = _quantised(rng, 33, 64, 4, 32, False)
+    a = _activations(rng, rows, 64)
+    a[0, 3] = bad
+    a[-1, 40] = 0.0
+    (out,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
+    assert not np.isfinite(out[0]).any()
+    assert np.isfinite(out[1:]).all()
+
+
+def test_sessions_share_one_file(library: Path, run: Run, make_graph: Any, open_session: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    w = _quantised(rng, 4096, 1024, 4, 32, False)
+    a = _activations(rng, 1, 1024)
+    model = make_graph("MatMulNBits", _inputs(a, w), attributes=_attributes(w))
+    ir.save(model, tmp_path / "model.onnx", external_data="weights.bin")
+    sessions = [open_session(tmp_path / "model.onnx", library, threads=threads) for threads in (1, 2)]
+    outs = [opened.run(None, {"A": a})[0] for opened in sessions]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert np.all(np.abs(outs[0] - reference.matmul_nbits(a, w)) <= _tolerance(a, w))
+    maps = Path("/proc/self/maps")
+    if maps.exists():  # mapped, once for each session, and so one copy in memory
+        assert maps.read_text().count(str(tmp_path / "weights.bin")) >= 2
+
+
+def _wrong(w: Quantised, **changed: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    inputs = _inputs(np.zeros((1, 64), np.float32), w)
+    attributes = _attributes(w)
+    for name, value in changed.items():
+        if name in attributes:
+            attributes[name] = value
+        else:
+            inputs[name] = value
+    return inputs, attributes
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bits": 3}, "bits is 3, wanted 4 or 8"),
+        ({"block_size": 48}, "block_size is 48, wanted 16, 32, 64, 128 or 256"),
+        ({"K": 0}, "K is 0"),
+        ({"A": np.zeros((1, 65), np.float32)}, r"'A' is \(1, 65\), wanted \(..., 64\)"),
+        ({"B": np.zeros((8, 2, 8), np.uint8)}, r"'B' is \(8, 2, 8\), wanted \(N, 2, 16\) uint8"),
+        ({"scales": np.zeros((8, 3), np.float32)}, r"'scales' is \(8, 3\), wanted \(8, 2\) fp32"),
+        ({"zero_points": np.zeros((8, 2), np.uint8)}, r"'zero_points' is \(8, 2\), wanted \(8, 1\) uint8"),
+        ({"bias": np.zeros(9, np.float32)}, r"'bias' is \(9\), wanted \(8\) fp32"),
+    ],
+)
+def test_wrong_shapes_are_refused(library: Path, run: Run, changed: dict[str, Any], message: str) -> None:
+    w = _quantised(np.random.default_rng(7), 8, 64, 4, 32, False)
+    inputs, attributes = _wrong(w, **changed)
+    with pytest.raises(Exception, match=message):
+        run(library, "MatMulNBits", inputs, attributes=attributes)
+
+
+def test_other_mistakes_are_refused(library: Path, run: Run) -> None:
+    rng = np.random.default_rng(8)
+    w, other = _quantised(rng, 8, 64, 4, 32, False), _quantised(rng, 9, 64, 4, 32, True)
+    gather = {"B": w.codes, "indices": np.array([8]), "scales": w.scales}
+    with pytest.raises(Exception, match="index 8 is outside the 8 rows"):
+        run(library, "GatherNBits", gather, attributes=_attributes(w), fed=("indices",))
+    a = np.zeros((1, 64), np.float32)
+    gated = {"A": a, "gate": w.codes, "gs": w.scales, "up": other.codes, "us": other.scales}
+    with pytest.raises(Exception, match="wanted 8 rows, as gate_B"):
+        run(library, "GatedMatMulNBits", gated, attributes=_attributes(w))
+    gated |= {"up": w.codes, "us": w.scales, "gz": None, "uz": np.zeros((8, 1), np.uint8)}
+    with pytest.raises(Exception, match="for both or for none"):
+        run(library, "GatedMatMulNBits", gated, attributes=_attributes(w))
+    several = {"A": a, "B": w.codes, "s": w.scales, "B1": w.codes}
+    with pytest.raises(Exception, match="4 inputs for 2 outputs, wanted A and 2 for each"):
+        run(library, "MatMulNBitsMulti", several, attributes=_attributes(w), num_outputs=2)
+    with pytest.raises(Exception, match="'bits' is missing"):
+        run(library, "MatMulNBits", _inputs(a, w), attributes={"K": 64, "block_size": 32})
