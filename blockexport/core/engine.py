@@ -1,11 +1,14 @@
 """What a backend's engine of one level looks like to everything above it."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from blockexport.errors import RequestError
 
 KvRow = tuple[NDArray[np.generic], NDArray[np.generic]]
 """Keys and values of one block, each (batch, kv_heads, capacity, head_dim), updated in place."""
@@ -16,24 +19,24 @@ class StepInputs:
     """One call of a decoder: a prompt, a chunk of one, or one token for each row.
 
     Rows may differ in length. A first prompt is padded on the right; in a later call every row has the same number
-    of new tokens, at its own position.
+    of new tokens, at its own position. An engine that is given the same object again has nothing to prepare: it reads
+    the arrays as they are by then.
 
     Attributes:
         input_ids: (batch, seq) int64.
         position_ids: (batch, seq) int64, position of each token in its row.
-        last_position: (batch,) int32, position of each row's last real new token.
+        total_tokens: () int32, tokens of the longest row after the call.
         logits_index: (batch, kept_positions) int64, columns of `input_ids` whose logits are wanted.
+        last_position: (batch,) int32, position of each row's last real new token; also its slot in the cache.
+        last_slots: by original block, what is (batch,) int32 to take instead for blocks that lack earlier tokens.
     """
 
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    last_position: NDArray[np.int32]
+    total_tokens: NDArray[np.int32]
     logits_index: NDArray[np.int64]
-
-    @property
-    def total_tokens(self) -> int:
-        """Cache slots in use after the call by the row that uses most."""
-        return int(self.last_position.max()) + 1
+    last_position: NDArray[np.int32]
+    last_slots: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
 
     @classmethod
     def prompt(
@@ -48,12 +51,12 @@ class StepInputs:
         """
         batch, seq = input_ids.shape
         columns = np.arange(seq, dtype=np.int64)
-        wanted = np.tile(columns, (batch, 1)) if all_logits else (lengths - 1)[:, None].astype(np.int64)
         return cls(
-            np.ascontiguousarray(input_ids, np.int64),
-            np.tile(columns, (batch, 1)),
-            (lengths - 1).astype(np.int32),
-            wanted,
+            input_ids=np.ascontiguousarray(input_ids, np.int64),
+            position_ids=np.tile(columns, (batch, 1)),
+            total_tokens=np.array(lengths.max(), np.int32),
+            logits_index=np.tile(columns, (batch, 1)) if all_logits else (lengths - 1)[:, None].astype(np.int64),
+            last_position=(lengths - 1).astype(np.int32),
         )
 
     @classmethod
@@ -62,18 +65,25 @@ class StepInputs:
         batch, seq = input_ids.shape
         positions = lengths[:, None].astype(np.int64) + np.arange(seq, dtype=np.int64)
         return cls(
-            np.ascontiguousarray(input_ids, np.int64),
-            positions,
-            positions[:, -1].astype(np.int32),
-            np.full((batch, 1), seq - 1, np.int64),
+            input_ids=np.ascontiguousarray(input_ids, np.int64),
+            position_ids=positions,
+            total_tokens=np.array(lengths.max() + seq, np.int32),
+            logits_index=np.full((batch, 1), seq - 1, np.int64),
+            last_position=positions[:, -1].astype(np.int32),
         )
 
 
 class BoundDecoder(Protocol):
     """A decoder level tied to cache rows."""
 
+    def prepare(self, inputs: StepInputs) -> None:
+        """Tie the level to arrays before their first step."""
+
     def step(self, inputs: StepInputs) -> NDArray[np.float32]:
-        """Run once, writing new keys and values into the rows; logits (batch, kept_positions, vocab)."""
+        """Run once, writing new keys and values into the rows; logits (batch, kept_positions, vocab).
+
+        Given the same object again, the same array is returned with new contents.
+        """
 
 
 class DecoderRunner(Protocol):
@@ -100,8 +110,17 @@ def empty_rows(
         batch: rows of the batch.
         capacity: tokens each row can hold.
         dtype: what keys and values are stored in.
+
+    Raises:
+        RequestError: there is not enough memory.
     """
-    return {
-        block: (np.zeros((batch, heads, capacity, dim), dtype), np.zeros((batch, heads, capacity, dim), dtype))
-        for block, (heads, dim) in layout.items()
-    }
+    shapes = {block: (batch, heads, capacity, dim) for block, (heads, dim) in layout.items()}
+    try:
+        return {block: (np.zeros(shape, dtype), np.zeros(shape, dtype)) for block, shape in shapes.items()}
+    except MemoryError as error:
+        megabytes = sum(2 * math.prod(shape) for shape in shapes.values()) * dtype.itemsize / 1e6
+        msg = (
+            f"no memory for a cache of {batch} x {capacity} tokens ({megabytes:.0f} MB); "
+            "ask for fewer rows or tokens, or free memory"
+        )
+        raise RequestError(msg) from error

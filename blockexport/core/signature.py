@@ -26,6 +26,7 @@ class Signature(BaseModel):
 
 CachePart = Literal["key", "value"]
 CACHE_PARTS: tuple[CachePart, CachePart] = ("key", "value")
+LAST_SLOT = "last_slot"
 
 
 def past_name(block: int, part: CachePart) -> str:
@@ -36,3 +37,8 @@ def past_name(block: int, part: CachePart) -> str:
 def present_name(block: int, part: CachePart) -> str:
     """Cache output of an original block; bound to the same memory as its input."""
     return f"present.{block}.{part}"
+
+
+def last_slot_name(block: int) -> str:
+    """Input of an original block that says where in its cache row the last new token of each row goes, (batch,)."""
+    return f"{LAST_SLOT}.{block}"

@@ -11,7 +11,7 @@ import onnx
 
 from blockexport.core.masks import DepthMask
 
-_CACHE_NAME = re.compile(r"^(?:past_key_values|present)\.(\d+)\.(?:key|value)$")
+_CACHE_NAME = re.compile(r"^(?:past_key_values|present|last_slot)\.(\d+)(?:\.(?:key|value))?$")
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _ATTENTION_OPS = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from blockexport.core.signature import LAST_SLOT
 from blockexport.errors import ExportError
 from blockexport.export.lower.ort import BOUNDARY_DOMAIN, BOUNDARY_OP
 
@@ -82,16 +83,18 @@ def _drop_outputs(graph: ir.Graph, entry: ir.Node, leave: ir.Node) -> None:
 
 
 def _drop_unused_inputs(graph: ir.Graph) -> None:
-    """Cache rows of skipped units go; the arguments that every level takes stay, used or not."""
-    rows = [value for value in graph.inputs if value.name is not None and value.name.startswith("past_key_values.")]
-    present = {value.name for value in graph.outputs}
-    for row in rows:
-        _, block, part = str(row.name).split(".")
-        has_output = f"present.{block}.{part}" in present
-        if has_output != bool(row.uses()):
-            state = "is read" if row.uses() else "is not read"
+    """Inputs of skipped units go; the arguments that every level takes stay, used or not."""
+    kept = {str(value.name).partition(".")[2] for value in graph.outputs}
+    for value in list(graph.inputs):
+        argument, _, row = str(value.name).partition(".")
+        if not row:
+            continue
+        # The slot of a block goes with its keys.
+        has_output = (f"{row}.key" if argument == LAST_SLOT else row) in kept
+        if has_output != bool(value.uses()):
+            state = "is read" if value.uses() else "is not read"
             fate = "kept" if has_output else "cut"
-            msg = f"{row.name} {state} although its output is {fate}; the trace ties units together"
+            msg = f"{value.name} {state} although its output is {fate}; the trace ties units together"
             raise ExportError(msg)
         if not has_output:
-            graph.inputs.remove(row)
+            graph.inputs.remove(value)

@@ -29,7 +29,7 @@ def cached_attention(
     value: torch.Tensor,
     past_key: torch.Tensor,
     past_value: torch.Tensor,
-    last_position: torch.Tensor,
+    last_slot: torch.Tensor,
     total_tokens: torch.Tensor,
     scale: float,
     window: int,
@@ -43,10 +43,11 @@ def cached_attention(
         value: (batch, kv_heads, seq, head_dim).
         past_key: (batch, kv_heads, capacity, head_dim).
         past_value: (batch, kv_heads, capacity, head_dim).
-        last_position: (batch,) int32, cache slot of each row's last new token; the row's new tokens fill the `seq`
-            slots that end there. A first prompt fills slots 0 to seq-1 instead, whatever the row's length, so a
+        last_slot: (batch,) int32, cache slot of each row's last new token; the row's new tokens fill the `seq`
+            slots that end there. Keys carry their positions, so a token may lie in any slot, behind those it sees;
+            a window counts slots. A first prompt fills slots 0 to seq-1 instead, whatever the row's length, so a
             row padded on the right leaves rubbish behind its end that later tokens overwrite.
-        total_tokens: () int32, the largest `last_position` plus one.
+        total_tokens: () int32, tokens of the longest row; no `last_slot` is larger than it less one.
         scale: factor on the scores.
         window: tokens a query sees, itself included; NO_WINDOW for all.
         softcap: scores become softcap * tanh(score / softcap); NO_SOFTCAP for none.
@@ -57,7 +58,7 @@ def cached_attention(
     batch, num_heads, seq, head_dim = query.shape
     num_kv_heads, capacity = past_key.shape[1], past_key.shape[2]
     is_prompt = seq == int(total_tokens)
-    first = torch.zeros_like(last_position) if is_prompt else last_position + 1 - seq
+    first = torch.zeros_like(last_slot) if is_prompt else last_slot + 1 - seq
     slots = first.long()[:, None] + torch.arange(seq)
     index = slots[:, None, :, None].expand(batch, num_kv_heads, seq, head_dim)
     present_key, present_value = past_key.scatter(2, index, key), past_value.scatter(2, index, value)
@@ -82,7 +83,7 @@ def _(
     value: torch.Tensor,
     past_key: torch.Tensor,
     past_value: torch.Tensor,
-    last_position: torch.Tensor,
+    last_slot: torch.Tensor,
     total_tokens: torch.Tensor,
     scale: float,
     window: int,

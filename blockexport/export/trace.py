@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from blockexport.core.model import KvSpec
-from blockexport.core.signature import CACHE_PARTS, past_name, present_name
+from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
 from blockexport.export import ops
 from blockexport.models.loaded import LoadedModel
 
@@ -53,9 +53,9 @@ class MarkedProgram:
 class _Context:
     """What the attention of the model being traced needs besides its arguments."""
 
-    past: list[tuple[torch.Tensor, torch.Tensor]]
+    # Per block: slot of the last new token, keys, values.
+    past: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     present: dict[int, tuple[torch.Tensor, torch.Tensor]]
-    last_position: torch.Tensor
     total_tokens: torch.Tensor
     attention_mask: torch.Tensor | None = None
 
@@ -77,14 +77,14 @@ def _attention_function(context: _Context, *, is_decoder: bool) -> Any:
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         block = module.layer_idx
-        past_key, past_value = context.past[block]
+        last_slot, past_key, past_value = context.past[block]
         attended, present_key, present_value = ops.cached_attention(
             query,
             key,
             value,
             past_key,
             past_value,
-            context.last_position,
+            last_slot,
             context.total_tokens,
             _scale(kwargs, query),
             kwargs.get("sliding_window") or ops.NO_WINDOW,
@@ -123,15 +123,14 @@ class _DecoderProgram(nn.Module):
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        last_position: torch.Tensor,
         total_tokens: torch.Tensor,
         logits_index: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         context = self._context
-        context.past = list(zip(past[::2], past[1::2], strict=True))
+        context.past = list(zip(past[::3], past[1::3], past[2::3], strict=True))
         context.present = {}
-        context.last_position, context.total_tokens = last_position, total_tokens
+        context.total_tokens = total_tokens
         head: nn.Module = self.model.get_output_embeddings()
 
         def select(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -240,20 +239,20 @@ def _decoder_case(model: LoadedModel, module: nn.Module, context: _Context) -> _
     arguments: dict[str, torch.Tensor] = {
         "input_ids": tokens,
         "position_ids": torch.arange(_SEQ).repeat(_BATCH, 1),
-        "last_position": torch.full((_BATCH,), _SEQ - 1, dtype=torch.int32),
         "total_tokens": torch.tensor(_SEQ, dtype=torch.int32),
         "logits_index": torch.zeros(_BATCH, _KEPT_POSITIONS, dtype=torch.long),
     }
     axes = {
         "input_ids": {0: "batch", 1: "seq"},
         "position_ids": {0: "batch", 1: "seq"},
-        "last_position": {0: "batch"},
         "total_tokens": {},
         "logits_index": {0: "batch", 1: "kept_positions"},
     }
     outputs = ["logits"]
     dtype = next(module.parameters()).dtype
     for block, row in enumerate(model.spec.kv):
+        arguments[last_slot_name(block)] = torch.full((_BATCH,), _SEQ - 1, dtype=torch.int32)
+        axes[last_slot_name(block)] = {0: "batch"}
         for part in CACHE_PARTS:
             arguments[past_name(block, part)] = _empty_row(row, dtype)
             axes[past_name(block, part)] = {0: "batch", 2: "capacity"}
@@ -281,6 +280,6 @@ def _shapes(names: tuple[str, ...], axes: dict[str, dict[int, str]], is_decoder:
     specs = [{axis: dims[size] for axis, size in axes[name].items()} for name in names]
     if not is_decoder:
         return tuple(specs)
-    # torch.export wants the shapes of *past as one nested entry.
-    num_fixed = sum(not name.startswith("past_key_values.") for name in names)
+    # torch.export wants the shapes of *past as one nested entry. What belongs to a block has its number in the name.
+    num_fixed = sum("." not in name for name in names)
     return (*specs[:num_fixed], tuple(specs[num_fixed:]))

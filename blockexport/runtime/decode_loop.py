@@ -1,69 +1,90 @@
 """Prompt in, tokens out, one engine call a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockexport.core.engine import BoundDecoder, StepInputs
-from blockexport.runtime.kv_cache import KvCache
-from blockexport.runtime.sampling import Sampling, choose
+from blockexport.routing.decision import RoutingDecision
+from blockexport.runtime.session import Session, Up
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a request got.
+
+    Attributes:
+        tokens: new tokens, without the stop token; one list for one prompt, a list of lists for a batch.
+        level: the level that ran.
+        observed_ms: from the call to the last token; a level that was not open yet (see `Runtime.warm_up`) is opened
+            within it.
+        ttft_ms: from the call to the first token.
+        decision: why this level; None when the caller named it.
+        switches: changes of level on the way, as (token index, level).
+    """
+
+    tokens: list[int] | list[list[int]]
+    level: str
+    observed_ms: float
+    ttft_ms: float
+    decision: RoutingDecision | None
+    switches: tuple[tuple[int, str], ...] = ()
 
 
 class DecodeLoop:
-    """Generates for one batch; rows may have prompts of different lengths and stop at different tokens.
+    """Generates until every row has met a stop token or has as many as asked for.
 
     Args:
-        engine: the level, tied to `cache`.
-        cache: empty, with room for prompts and new tokens.
+        session: just started.
         stops: ids that end a row.
-        sampling: how tokens are drawn.
+        switches: by index of the new token, the level that gives it and later ones.
+        up: what is done at a level whose blocks lack tokens; see `Session.switch`.
         clock: monotonic nanoseconds.
         on_token: called as (row, token) as soon as a token is there.
     """
 
     def __init__(
         self,
-        engine: BoundDecoder,
-        cache: KvCache,
+        session: Session,
         *,
         stops: frozenset[int],
-        sampling: Sampling,
+        switches: Mapping[int, str],
+        up: Up,
         clock: Callable[[], int],
         on_token: Callable[[int, int], None] | None,
     ) -> None:
-        self._engine = engine
-        self._cache = cache
+        self._session = session
         self._stops = stops
-        self._sampling = sampling
+        self._switches = switches
+        self._up = up
         self._clock = clock
         self._on_token = on_token
         self.first_token_at = 0
 
-    def run(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], max_new_tokens: int) -> list[list[int]]:
-        """Continue prompts (batch, tokens), padded on the right, of `lengths` (batch,); new tokens of each row."""
-        rng = np.random.default_rng(self._sampling.seed)
-        rows: list[list[int]] = [[] for _ in tokens]
-        running = np.ones(len(tokens), np.bool_)
-        logits = self._engine.step(StepInputs.prompt(tokens, lengths))
-        self._cache.lengths[:] = lengths
-        # The last token is chosen and not fed back: N tokens cost N-1 decode steps.
-        for remaining in reversed(range(max_new_tokens)):
-            chosen = choose(logits[:, -1], self._sampling, rng)
+    def run(self, max_new_tokens: int) -> list[list[int]]:
+        """New tokens of each row, without the stop token."""
+        session = self._session
+        rows: list[list[int]] = [[] for _ in session.lengths]
+        running = list(range(len(rows)))
+        session.prepare(*self._switches.values())
+        for index in range(max_new_tokens):
+            if index in self._switches:
+                session.switch(self._switches[index], up=self._up)
+            chosen = session.step()
             self.first_token_at = self.first_token_at or self._clock()
-            self._collect(chosen, rows, running)
-            if not running.any() or remaining == 0:
+            running = self._collect(chosen, rows, running)
+            if not running:
                 break
-            logits = self._engine.step(StepInputs.following(chosen[:, None], self._cache.lengths))
-            self._cache.lengths += 1
         return rows
 
-    def _collect(self, chosen: NDArray[np.int64], rows: list[list[int]], running: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(running):
-            token = int(chosen[row])
-            if token in self._stops:
-                running[row] = False
-                continue
-            rows[row].append(token)
+    def _collect(self, chosen: NDArray[np.int64], rows: list[list[int]], running: list[int]) -> list[int]:
+        """Hand tokens out; the rows that go on."""
+        tokens = chosen.tolist()
+        ended = [row for row in running if tokens[row] in self._stops]
+        going_on = [row for row in running if row not in ended] if ended else running
+        for row in going_on:
+            rows[row].append(tokens[row])
             if self._on_token is not None:
-                self._on_token(int(row), token)
+                self._on_token(row, tokens[row])
+        return going_on

@@ -14,6 +14,7 @@ from blockexport.bundle.reader import Bundle
 from blockexport.core.engine import StepInputs
 from blockexport.core.model import ModelSpec
 from blockexport.core.quality import Forward
+from blockexport.errors import RequestError
 from blockexport.runtime.kv_cache import KvCache
 
 BACKEND = "onnxruntime"
@@ -32,7 +33,7 @@ class Engines:
 
     Args:
         spec: the model.
-        files: the graphs by level name.
+        files: the graphs by level name, deepest first.
         threads: threads within an operator; 0 lets the backend choose.
     """
 
@@ -40,6 +41,7 @@ class Engines:
         self.spec = spec
         self.threads = threads
         self._files = files
+        self._names = tuple(files)
         self._decoders: dict[str, OrtDecoder] = {}
         self._single_pass: dict[str, OrtSinglePass] = {}
 
@@ -52,14 +54,41 @@ class Engines:
         }
         return cls(bundle.manifest.model, files, threads=threads)
 
+    def rung(self, level: str) -> int:
+        """How many levels are deeper.
+
+        Raises:
+            RequestError: there is no such level.
+        """
+        if level not in self._files:
+            msg = f"no level {level!r}; this bundle has {', '.join(self._names)}"
+            raise RequestError(msg)
+        return self._names.index(level)
+
     def layout(self, level: str) -> dict[int, tuple[int, int]]:
         """Per kept block of a level, (kv_heads, head_dim)."""
         rows = self.spec.kv
         return {block: (rows[block].num_heads, rows[block].head_dim) for block in self._files[level].kept}
 
-    def new_cache(self, level: str, batch: int, capacity_tokens: int) -> KvCache:
-        """An empty cache for a level and all levels below it."""
-        return KvCache(self.layout(level), batch, capacity_tokens)
+    def new_cache(self, batch: int, capacity_tokens: int) -> KvCache:
+        """An empty cache for all levels.
+
+        Raises:
+            RequestError: there is not enough memory.
+        """
+        # Of the levels that keep a block, the shallowest comes last.
+        rungs = {block: rung for rung, file in enumerate(self._files.values()) for block in file.kept}
+        return KvCache(self.layout(self._names[0]), rungs, batch, capacity_tokens)
+
+    def unload(self, level: str) -> None:
+        """Close a level; it is opened again when it is next used."""
+        self._decoders.pop(level, None)
+        self._single_pass.pop(level, None)
+
+    @property
+    def opened(self) -> tuple[str, ...]:
+        """Names of the levels that are open."""
+        return tuple(name for name in self._names if name in self._decoders or name in self._single_pass)
 
     def decoder(self, level: str) -> OrtDecoder:
         """The opened decoder of a level.
@@ -88,7 +117,7 @@ class Engines:
 
         def forward(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
             tokens = inputs["input_ids"]
-            cache = self.new_cache(level, *tokens.shape)
+            cache = self.new_cache(*tokens.shape)
             step = StepInputs.prompt(tokens, inputs["attention_mask"].sum(1), all_logits=True)
             return self.decoder(level).bind(cache.rows).step(step)
 

@@ -1,25 +1,38 @@
 """Opening a bundle for use."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from blockexport.bundle.reader import open_bundle
-from blockexport.runtime.runtime import Runtime
+from blockexport.runtime.runtime import KV_STEP_TOKENS, Runtime
 
 
-def load(path: str | Path, *, threads: int = 0, verify: bool = True) -> Runtime:
+def load(
+    path: str | Path,
+    *,
+    threads: int = 0,
+    verify: bool = True,
+    warm_up: Sequence[str] = (),
+    kv_tokens: int = KV_STEP_TOKENS,
+) -> Runtime:
     """Open a bundle.
 
     Args:
         path: the bundle's folder.
         threads: threads within an operator; 0 lets the backend choose.
         verify: whether every file's digest is compared before anything is opened.
+        warm_up: levels that are opened now.
+        kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
 
     Returns:
-        A runtime; its levels are opened when they are first used.
+        A runtime; its other levels are opened when they are first used.
 
     Raises:
-        BundleError: the folder is no bundle.
+        BundleError: the folder is no bundle, or this host cannot open a level's engine.
         IntegrityError: the bundle is damaged.
+        RequestError: there is no such level, or no room in the cache.
         SchemaVersionError: the bundle is of a format that this version cannot read.
     """
-    return Runtime(open_bundle(Path(path), verify=verify), threads=threads)
+    runtime = Runtime(open_bundle(Path(path), verify=verify), threads=threads, kv_tokens=kv_tokens)
+    runtime.warm_up(warm_up)
+    return runtime

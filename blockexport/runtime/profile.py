@@ -1,15 +1,21 @@
 """Latency of a loaded bundle on this host."""
 
+from typing import TYPE_CHECKING
+
+from blockexport.bundle.reader import Bundle
 from blockexport.core.hardware import HostFingerprint
 from blockexport.core.latency import LatencyProfile
+from blockexport.errors import ProfileError
 from blockexport.profiling.harness import Progress
 from blockexport.profiling.profile import profile as measure
-from blockexport.runtime.runtime import Runtime
 from blockexport.runtime.workload import RuntimeWorkload
+
+if TYPE_CHECKING:
+    from blockexport.runtime.runtime import Runtime
 
 
 def profile(
-    runtime: Runtime,
+    runtime: "Runtime",
     *,
     quick: bool = False,
     time_limit_s: float | None = None,
@@ -40,3 +46,21 @@ def profile(
     )
     runtime.bundle.write_profile(host.key, found.to_json())
     return found
+
+
+def stored_profile(bundle: Bundle) -> LatencyProfile:
+    """What `profile` kept for this host.
+
+    Raises:
+        ProfileError: this host was not profiled, or the host or bundle has changed since.
+    """
+    host = HostFingerprint.detect()
+    stored = bundle.read_profiles().get(host.key)
+    if stored is None:
+        msg = f"no latency profile of this host in {bundle.folder.name}; run `blockexport profile` on it first"
+        raise ProfileError(msg)
+    profile = LatencyProfile.from_json(stored)
+    if profile.bundle_digest != bundle.manifest.digest:
+        msg = "the latency profile is of another build of this bundle; run `blockexport profile` again"
+        raise ProfileError(msg)
+    return profile

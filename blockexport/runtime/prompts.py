@@ -1,6 +1,6 @@
-"""Prompts as callers have them to prompts as engines take them: padded on the right, every token checked."""
+"""Inputs as callers have them to inputs as engines take them: prompts padded on the right, everything checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,50 @@ def unpack_outputs(packed: NDArray[np.float32], real: NDArray[np.bool_]) -> NDAr
     for row, flags in enumerate(real):
         result[row, flags] = packed[row, : flags.sum()]
     return result
+
+
+def check_room(prompt_tokens: int, max_new_tokens: int, spec: ModelSpec) -> None:
+    """Refuse a request for nothing, or for more than the model can place.
+
+    Raises:
+        RequestError: no new tokens, or more than the context holds.
+    """
+    context = spec.context_tokens
+    if max_new_tokens < 1:
+        msg = f"max_new_tokens is {max_new_tokens}; ask for at least one"
+        raise RequestError(msg)
+    if context and prompt_tokens + max_new_tokens > context:
+        msg = (
+            f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {context}; "
+            f"ask for at most {context - prompt_tokens}"
+        )
+        raise RequestError(msg)
+
+
+def check_switches(switches: Mapping[int, str], max_new_tokens: int) -> None:
+    """Refuse a change of level before a token that is never generated.
+
+    Raises:
+        RequestError: an index outside the new tokens.
+    """
+    for index in switches:
+        if not 0 <= index < max_new_tokens:
+            msg = f"a switch at new token {index}, but {max_new_tokens} are asked for (0 to {max_new_tokens - 1})"
+            raise RequestError(msg)
+
+
+def check_pixels(inputs: Any, spec: ModelSpec) -> NDArray[np.float32]:
+    """Pixels (batch, channels, height, width) as an engine takes them.
+
+    Raises:
+        RequestError: another shape than the model's images.
+    """
+    pixels = np.ascontiguousarray(inputs, np.float32)
+    if pixels.shape[1:] != spec.image_shape or not len(pixels):
+        wanted = ", ".join(map(str, spec.image_shape))
+        msg = f"pixels are {pixels.shape}; {spec.name} takes (batch, {wanted})"
+        raise RequestError(msg)
+    return pixels
 
 
 def _as_matrix(prompts: Prompts, attention_mask: Any, pad_token: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

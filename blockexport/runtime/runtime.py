@@ -1,8 +1,7 @@
-"""Levels of one bundle behind one interface: plan, forward, generate."""
+"""Levels of one bundle behind one interface: plan, forward, generate, or start and go on token by token."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,67 +9,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.bundle.reader import Bundle
-from blockexport.core.hardware import HostFingerprint
 from blockexport.core.latency import LatencyBudget, LatencyProfile
-from blockexport.core.quality import Quality
-from blockexport.errors import BudgetInfeasibleError, ProfileError, RequestError
+from blockexport.errors import BudgetInfeasibleError, RequestError
 from blockexport.routing.decision import RoutingDecision
 from blockexport.routing.policy import RoutingPolicy
 from blockexport.routing.request import RoutingRequest
 from blockexport.routing.router import plan
-from blockexport.runtime.decode_loop import DecodeLoop
+from blockexport.runtime.decode_loop import DecodeLoop, Generation
 from blockexport.runtime.engines import Engines
-from blockexport.runtime.prompts import Prompts, pack_prompts, read_prompts, unpack_outputs
+from blockexport.runtime.forward import run_whole
+from blockexport.runtime.levels import Level, levels_of
+from blockexport.runtime.profile import stored_profile
+from blockexport.runtime.prompts import (
+    Prompts,
+    check_room,
+    check_switches,
+    pack_prompts,
+)
 from blockexport.runtime.sampling import Sampling
+from blockexport.runtime.session import Session, Up
+from blockexport.runtime.tokenizer import load_tokenizer
 from blockexport.runtime.workload import RuntimeWorkload
+from blockexport.runtime.workspace import Workspace
+
+__all__ = ["Generation", "Level", "Runtime"]
 
 _WARM_UP_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One depth of a loaded bundle; `quality` is None when the build measured none."""
-
-    name: str
-    depth: int
-    kept: tuple[int, ...]
-    quality: Quality | None
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What a request got.
-
-    Attributes:
-        tokens: new tokens, without the stop token; one list for one prompt, a list of lists for a batch.
-        level: the level that ran.
-        observed_ms: from the call to the last token; a level that was not open yet (see `Runtime.warm_up`) is opened
-            within it.
-        ttft_ms: from the call to the first token.
-        decision: why this level; None when the caller named it.
-        switches: changes of level on the way, as (token index, level).
-    """
-
-    tokens: list[int] | list[list[int]]
-    level: str
-    observed_ms: float
-    ttft_ms: float
-    decision: RoutingDecision | None
-    switches: tuple[tuple[int, str], ...] = ()
+KV_STEP_TOKENS = 256
+"""Tokens for which memory is made at a time."""
 
 
 class Runtime:
-    """A bundle ready to serve. Not safe for use by several threads at once."""
+    """A bundle ready to serve. Not safe for use by several threads at once.
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    Args:
+        bundle: what to serve.
+        threads: threads within an operator; 0 lets the backend choose.
+        kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
+        clock: monotonic nanoseconds.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        kv_tokens: int = KV_STEP_TOKENS,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        if kv_tokens < 1:
+            msg = f"kv_tokens is {kv_tokens}; give the cache room for at least one token"
+            raise RequestError(msg)
         self.bundle = bundle
         self.spec = bundle.manifest.model
         self.engines = Engines.of_bundle(bundle, threads=threads)
+        self._kv_tokens = kv_tokens
         self._clock = clock
-        self.levels = tuple(
-            Level(entry.name, entry.depth, entry.kept, Quality.from_json(entry.quality) if entry.quality else None)
-            for entry in bundle.manifest.levels
-        )
+        self._spare: Workspace | None = None
+        self.levels = levels_of(bundle.manifest)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -79,17 +75,7 @@ class Runtime:
         Raises:
             RequestError: the bundle has none.
         """
-        folder = self.bundle.tokenizer_folder
-        if folder is None:
-            msg = f"the bundle of {self.spec.name} has no tokenizer; pass token ids instead of text"
-            raise RequestError(msg)
-        from tokenizers import Tokenizer  # noqa: PLC0415  (only text needs it)
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        # Shipped tokenizers often pad and cut to a fixed length of their own.
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return load_tokenizer(self.bundle)
 
     def level(self, name: str | None) -> Level:
         """The level of that name, the deepest for None.
@@ -97,13 +83,7 @@ class Runtime:
         Raises:
             RequestError: there is no such level.
         """
-        if name is None:
-            return self.levels[0]
-        for level in self.levels:
-            if level.name == name:
-                return level
-        msg = f"no level {name!r}; this bundle has {', '.join(level.name for level in self.levels)}"
-        raise RequestError(msg)
+        return self.levels[0 if name is None else self.engines.rung(name)]
 
     @cached_property
     def profile(self) -> LatencyProfile:
@@ -112,16 +92,7 @@ class Runtime:
         Raises:
             ProfileError: this host was not profiled, or the host or bundle has changed since.
         """
-        host = HostFingerprint.detect()
-        stored = self.bundle.read_profiles().get(host.key)
-        if stored is None:
-            msg = f"no latency profile of this host in {self.bundle.folder.name}; run `blockexport profile` on it first"
-            raise ProfileError(msg)
-        profile = LatencyProfile.from_json(stored)
-        if profile.bundle_digest != self.bundle.manifest.digest:
-            msg = "the latency profile is of another build of this bundle; run `blockexport profile` again"
-            raise ProfileError(msg)
-        return profile
+        return stored_profile(self.bundle)
 
     def plan(
         self,
@@ -169,6 +140,16 @@ class Runtime:
             else:
                 workload.forward_call(level.name, 1)()
 
+    def unload(self, level: str) -> None:
+        """Close a level and free what it holds; it is opened again when it is next used.
+
+        Raises:
+            RequestError: there is no such level.
+        """
+        self.engines.unload(self.level(level).name)
+        if self._spare is not None:
+            self._spare.unbind(level)
+
     def forward(self, inputs: Any, level: str | None = None, *, attention_mask: Any = None) -> NDArray[np.float32]:
         """Run a level once on whole inputs.
 
@@ -183,20 +164,69 @@ class Runtime:
         Raises:
             RequestError: inputs that the model cannot take.
         """
-        if isinstance(inputs, Mapping):
-            attention_mask = inputs.get("attention_mask", attention_mask)
-            inputs = inputs["pixel_values" if self.spec.kind == "vision" else "input_ids"]
-        chosen = self.level(level)
-        if self.spec.kind == "vision":
-            return self.engines.single_pass(chosen.name).forward({"pixel_values": self._pixels(inputs)})
-        run = self.engines.whole_pass(chosen.name)
-        if self.spec.kind == "encoder":
-            # An encoder places tokens by column, so padding stays where it is.
-            tokens, real = read_prompts(inputs, attention_mask, self.spec)
-            return run({"input_ids": tokens, "attention_mask": real.astype(np.int64)})
-        tokens, lengths, real = pack_prompts(inputs, attention_mask, self.spec)
-        packed_mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-        return unpack_outputs(run({"input_ids": tokens, "attention_mask": packed_mask}), real)
+        return run_whole(self.engines, self.level(level).name, inputs, attention_mask)
+
+    def start(
+        self,
+        input_ids: Prompts,
+        *,
+        level: str | None = None,
+        sampling: Sampling | None = None,
+        attention_mask: Any = None,
+        chunk_tokens: int | None = None,
+        capacity_tokens: int = 0,
+    ) -> Session:
+        """Begin to continue prompts, for a caller that takes token after token and changes levels in between.
+
+        Args:
+            input_ids: one prompt (tokens,), or several: (batch, tokens) or ragged lists.
+            level: the level to begin with; None for the deepest.
+            sampling: how tokens are drawn; None for the most likely.
+            attention_mask: (batch, tokens), nonzero for real tokens.
+            chunk_tokens: run at most this many prompt tokens at a time; None for whole prompts at once.
+            capacity_tokens: tokens of each row to make room for now; the cache grows when more are needed.
+
+        Raises:
+            RequestError: a request that the model cannot serve.
+        """
+        tokens, lengths = self._prompts(input_ids, attention_mask)
+        return self._session(self.level(level).name, tokens, lengths, capacity_tokens, sampling, chunk_tokens)
+
+    def _prompts(self, input_ids: Prompts, attention_mask: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.spec.kind != "decoder":
+            msg = f"{self.spec.name} is no decoder and cannot generate; use forward"
+            raise RequestError(msg)
+        return pack_prompts(input_ids, attention_mask, self.spec)[:2]
+
+    def _session(
+        self,
+        level: str,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        capacity_tokens: int,
+        sampling: Sampling | None,
+        chunk_tokens: int | None,
+    ) -> Session:
+        # What the last session left serves the next; another one at the same time makes its own.
+        workspace, self._spare = self._spare, None
+        if workspace is None or workspace.batch != len(tokens):
+            workspace = Workspace(self.engines, len(tokens), self._kv_tokens)
+        workspace.reserve(capacity_tokens)
+        return Session(
+            self.engines,
+            workspace,
+            level,
+            tokens,
+            lengths,
+            sampling=sampling,
+            chunk_tokens=chunk_tokens,
+            release=self._keep,
+        )
+
+    def _keep(self, workspace: Workspace) -> None:
+        # A level that was unloaded meanwhile goes with the session that still used it.
+        workspace.unbind(*{level.name for level in self.levels}.difference(self.engines.opened))
+        self._spare = workspace
 
     def generate(
         self,
@@ -210,6 +240,9 @@ class Runtime:
         sampling: Sampling | None = None,
         stop_tokens: Sequence[int] | None = None,
         attention_mask: Any = None,
+        switches: Mapping[int, str] | None = None,
+        up: Up = "reprefill",
+        chunk_tokens: int | None = None,
     ) -> Generation:
         """Continue prompts.
 
@@ -223,6 +256,9 @@ class Runtime:
             sampling: how tokens are drawn; None for the most likely.
             stop_tokens: ids that end a row; None for the model's own.
             attention_mask: (batch, tokens), nonzero for real tokens.
+            switches: by index of the new token, the level that gives it and later ones.
+            up: what a switch to a deeper level does about the tokens it lacks; see `Session.switch`.
+            chunk_tokens: run at most this many prompt tokens at a time; None for whole prompts at once.
 
         Raises:
             BudgetInfeasibleError: no level fits the budget.
@@ -230,22 +266,23 @@ class Runtime:
             RequestError: a request that the model cannot serve.
         """
         started = self._clock()
-        if self.spec.kind != "decoder":
-            msg = f"{self.spec.name} is no decoder and cannot generate; use forward"
-            raise RequestError(msg)
-        tokens, lengths, _ = pack_prompts(input_ids, attention_mask, self.spec)
-        self._check_room(int(lengths.max()), max_new_tokens)
-        chosen, decision = self._choose(level, budget, policy, int(lengths.max()), max_new_tokens, len(tokens))
-        cache = self.engines.new_cache(chosen.name, len(tokens), int(lengths.max()) + max_new_tokens)
-        loop = DecodeLoop(
-            self.engines.decoder(chosen.name).bind(cache.rows),
-            cache,
-            stops=frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens),
-            sampling=sampling or Sampling(),
-            clock=self._clock,
-            on_token=on_token,
-        )
-        rows = loop.run(tokens, lengths, max_new_tokens)
+        tokens, lengths = self._prompts(input_ids, attention_mask)
+        prompt_tokens = int(lengths.max())
+        check_room(prompt_tokens, max_new_tokens, self.spec)
+        switches = switches or {}
+        check_switches(switches, max_new_tokens)
+        chosen, decision = self._choose(level, budget, policy, prompt_tokens, max_new_tokens, len(tokens))
+        capacity_tokens = prompt_tokens + max_new_tokens - 1
+        with self._session(chosen.name, tokens, lengths, capacity_tokens, sampling, chunk_tokens) as session:
+            loop = DecodeLoop(
+                session,
+                stops=frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens),
+                switches=switches,
+                up=up,
+                clock=self._clock,
+                on_token=on_token,
+            )
+            rows = loop.run(max_new_tokens)
         is_single = not isinstance(input_ids[0], list | tuple | np.ndarray)
         return Generation(
             tokens=rows[0] if is_single else rows,
@@ -253,6 +290,7 @@ class Runtime:
             observed_ms=(self._clock() - started) / 1e6,
             ttft_ms=(loop.first_token_at - started) / 1e6,
             decision=decision,
+            switches=session.switches,
         )
 
     def _choose(
@@ -273,23 +311,3 @@ class Runtime:
             fastest = min([decision.bound_ms, *(alternative.bound_ms for alternative in decision.alternatives)])
             raise BudgetInfeasibleError(decision.reason, fastest)
         return self.level(decision.level), decision
-
-    def _check_room(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        context = self.spec.context_tokens
-        if max_new_tokens < 1:
-            msg = f"max_new_tokens is {max_new_tokens}; ask for at least one"
-            raise RequestError(msg)
-        if context and prompt_tokens + max_new_tokens > context:
-            msg = (
-                f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {context}; "
-                f"ask for at most {context - prompt_tokens}"
-            )
-            raise RequestError(msg)
-
-    def _pixels(self, inputs: Any) -> NDArray[np.float32]:
-        pixels = np.ascontiguousarray(inputs, np.float32)
-        if pixels.shape[1:] != self.spec.image_shape or not len(pixels):
-            wanted = ", ".join(map(str, self.spec.image_shape))
-            msg = f"pixels are {pixels.shape}; {self.spec.name} takes (batch, {wanted})"
-            raise RequestError(msg)
-        return pixels

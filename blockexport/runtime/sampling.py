@@ -37,17 +37,36 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Gener
     """Next token of each row, (batch,), from logits (batch, vocab)."""
     if sampling.temperature == 0:
         return np.asarray(logits.argmax(-1), np.int64)
+    return np.array([_draw(row, sampling, rng.random()) for row in logits], np.int64)
+
+
+def _draw(logits: NDArray[np.float32], sampling: Sampling, share: float) -> int:
+    """The token at a share, 0 to 1, of all the probability that tokens of one row (vocab,) may have."""
     scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, axis=-1, kind="stable")
-    ranked = np.take_along_axis(scaled, order, -1)
-    if sampling.top_k:
-        ranked[:, sampling.top_k :] = -np.inf
-    weights = np.exp(ranked - ranked[:, :1])
-    weights /= weights.sum(-1, keepdims=True)
+    weights = np.exp(scaled - scaled.max())
+    tokens = _most_likely(weights, sampling)
+    cumulative = np.cumsum(weights[tokens])
+    picked = np.searchsorted(cumulative, share * cumulative[-1], side="right")
+    return int(tokens[min(picked, len(tokens) - 1)])
+
+
+def _most_likely(weights: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64]:
+    """Tokens that may be drawn, the likelier first if not all may; of equally likely ones the first by id."""
+    vocab_size = len(weights)
+    is_cut = 0 < sampling.top_k < vocab_size
+    if not is_cut and sampling.top_p == 1:
+        return np.arange(vocab_size)
+    # Sorting a whole vocabulary takes longer than many a decode step, so what cannot stay is left out before.
+    if is_cut:
+        least = np.partition(weights, -sampling.top_k)[-sampling.top_k]
+    else:
+        # All tokens below this have less than 1 - top_p together, so the others reach top_p without them.
+        least = (1 - sampling.top_p) * weights.sum() / vocab_size
+    tokens = np.flatnonzero(weights >= least)
+    tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
+    if is_cut:
+        tokens = tokens[: sampling.top_k]
+    shares = weights[tokens] / (weights[tokens].sum() if is_cut else weights.sum())
     # A token stays while the more likely ones do not yet reach top_p, so at least one always does.
-    weights[np.cumsum(weights, -1) - weights >= sampling.top_p] = 0.0
-    cumulative = np.cumsum(weights, -1)
-    draws = rng.random((len(logits), 1)) * cumulative[:, -1:]
-    picked = (cumulative <= draws).sum(-1).clip(max=logits.shape[-1] - 1)
-    tokens: NDArray[np.int64] = np.take_along_axis(order, picked[:, None], -1)[:, 0].astype(np.int64)
-    return tokens
+    kept: NDArray[np.int64] = tokens[np.cumsum(shares) - shares < sampling.top_p]
+    return kept

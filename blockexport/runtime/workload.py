@@ -38,14 +38,14 @@ class RuntimeWorkload:
 
     def prefill_call(self, level: str, batch: int, prompt_tokens: int) -> Callable[[], None]:
         """A call that runs one prompt (batch, prompt_tokens) from an empty cache."""
-        bound = self._engines.decoder(level).bind(self._engines.new_cache(level, batch, prompt_tokens).rows)
+        bound = self._engines.decoder(level).bind(self._engines.new_cache(batch, prompt_tokens).rows)
         lengths = np.full(batch, prompt_tokens, np.int64)
         inputs = StepInputs.prompt(np.ones((batch, prompt_tokens), np.int64), lengths)
         return lambda: _discard(bound.step(inputs))
 
     def decode_call(self, level: str, batch: int, kv_tokens: int) -> Callable[[], None]:
         """A call that runs one decode step behind `kv_tokens` cached tokens of each row."""
-        bound = self._engines.decoder(level).bind(self._engines.new_cache(level, batch, kv_tokens + 1).rows)
+        bound = self._engines.decoder(level).bind(self._engines.new_cache(batch, kv_tokens + 1).rows)
         inputs = StepInputs.following(np.ones((batch, 1), np.int64), np.full(batch, kv_tokens, np.int64))
         return lambda: _discard(bound.step(inputs))
 

@@ -9,26 +9,20 @@ import pytest
 from blockexport.bundle.checks import Check
 from blockexport.bundle.layout import PARITY_FILE
 from blockexport.bundle.reader import open_bundle
-from blockexport.core.masks import DepthLadder, DepthMask
 from blockexport.errors import BackendUnavailableError, BundleError
 from blockexport.runtime import verify as module
 from blockexport.runtime.verify import is_verified, verify_bundle
 
-# Each worker that runs one of these builds a bundle.
+# Each worker that runs one of these builds the bundle.
 pytestmark = pytest.mark.slow
 
-FILES = ("manifest.json", "weights.safetensors", "parity.safetensors", "extra.txt", "d4.ort.onnx", "d2.ort.onnx")
+ENGINES = ("d4.ort.onnx", "d3.ort.onnx", "d2.ort.onnx")
+FILES = ("manifest.json", "weights.safetensors", "parity.safetensors", "extra.txt", *ENGINES)
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from blockexport.pipeline.build import BuildOptions, build
-    from blockexport.testing.tiny_models import tiny_model
-
-    ladder = DepthLadder.from_masks([DepthMask.full(4), DepthMask.from_kept([0, 2], 4)])
-    out = tmp_path_factory.mktemp("verify") / "bundle"
-    build(tiny_model("llama", 4), ladder, out=out, options=BuildOptions(attachments={"extra.txt": b"hello"}))
-    return out
+@pytest.fixture
+def built(bundle_folder: Path) -> Path:
+    return bundle_folder
 
 
 @pytest.fixture
@@ -135,7 +129,7 @@ def test_answers_that_were_not_recorded_fail(bundle: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "open_bundle", lambda path, verify: opened)
     (bundle / PARITY_FILE).unlink()
     found = statuses(verify_bundle(bundle))
-    assert found["parity:d4"] == found["parity:d2"] == "failed"
+    assert found["parity:d4"] == found["parity:d3"] == found["parity:d2"] == "failed"
 
 
 def test_a_host_without_an_engine_runtime_says_so(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from blockexport.backends.onnxruntime.session import open_session
 from blockexport.core.engine import KvRow, StepInputs
-from blockexport.core.signature import CACHE_PARTS, past_name, present_name
+from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
 from blockexport.errors import RequestError
 
 
@@ -38,32 +38,50 @@ class OrtBoundDecoder:
             for part, array in zip(CACHE_PARTS, row, strict=True):
                 self._bind_input(past_name(block, part), array)
                 self._bind_output(present_name(block, part), array)
-        self._capacity = next(iter(rows.values()))[0].shape[2] if rows else 0
+        self._capacity = min(keys.shape[2] for keys, _ in rows.values())
+        # Kept alive here as long as the binding points at it.
+        self._inputs: StepInputs | None = None
+        self._logits = np.empty(0, np.float32)
 
-    def step(self, inputs: StepInputs) -> NDArray[np.float32]:
-        """Run once; logits (batch, kept_positions, vocab).
+    def prepare(self, inputs: StepInputs) -> None:
+        """Tie the level to arrays, if it is not yet; they are read at every step, whatever they hold by then.
 
         Raises:
             RequestError: the rows cannot hold the new tokens.
         """
-        total = inputs.total_tokens
-        if self._rows and max(total, inputs.input_ids.shape[1]) > self._capacity:
-            msg = f"{total} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer tokens"
-            raise RequestError(msg)
-        # The arrays live until the call returns, which is as long as the binding points at them.
-        held: dict[str, NDArray[Any]] = {
-            "input_ids": inputs.input_ids,
-            "position_ids": inputs.position_ids,
-            "last_position": inputs.last_position,
-            "total_tokens": np.array(total, np.int32),
-            "logits_index": inputs.logits_index,
-        }
-        for name, array in held.items():
-            self._bind_input(name, array)
-        logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
-        self._bind_output("logits", logits)
-        self._session.run_with_iobinding(self._binding)
-        return logits
+        if inputs is self._inputs:
+            return
+        if inputs.input_ids.shape[1] > self._capacity:
+            raise self._overrun(inputs.input_ids.shape[1])
+        for name in ("input_ids", "position_ids", "total_tokens", "logits_index"):
+            self._bind_input(name, getattr(inputs, name))
+        for block in self._rows:
+            self._bind_input(last_slot_name(block), inputs.last_slots.get(block, inputs.last_position))
+        self._logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
+        self._bind_output("logits", self._logits)
+        self._inputs = inputs
+
+    def step(self, inputs: StepInputs) -> NDArray[np.float32]:
+        """Run once; logits (batch, kept_positions, vocab), overwritten when the same object is given again.
+
+        Raises:
+            RequestError: the rows cannot hold the new tokens, or the engine fails on them.
+        """
+        self.prepare(inputs)
+        if inputs.total_tokens > self._capacity:
+            raise self._overrun(int(inputs.total_tokens))
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            # The runtime raises a private class of its own for each kind of failure; what it meets here is memory.
+            reason = " ".join(str(error).split())
+            shape = "x".join(map(str, inputs.input_ids.shape))
+            msg = f"ONNX Runtime failed on {shape} tokens: {reason}; ask for fewer, or run `blockexport verify`"
+            raise RequestError(msg) from error
+        return self._logits
+
+    def _overrun(self, tokens: int) -> RequestError:
+        return RequestError(f"{tokens} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer")
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)

@@ -38,12 +38,14 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def open_session(path: Path, *, threads: int = 0) -> Any:
+def open_session(path: Path, *, threads: int = 0, save_packed: Path | None = None) -> Any:
     """Open one graph on the CPU.
 
     Args:
         path: the ONNX file; its weights lie in the same folder.
         threads: threads within an operator; 0 lets the runtime choose.
+        save_packed: where to write the graph as the runtime has optimised it; beside it, under the same name with
+            `.bin`, its weights and what the kernels packed them into.
 
     Raises:
         BundleError: the runtime refuses the graph.
@@ -52,6 +54,11 @@ def open_session(path: Path, *, threads: int = 0) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if save_packed is not None:
+        options.optimized_model_filepath = str(save_packed)
+        weights_name = save_packed.with_suffix(".bin").name
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights_name)
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

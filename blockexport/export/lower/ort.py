@@ -41,7 +41,7 @@ def _cached_attention(
     value: torch.Tensor,
     past_key: torch.Tensor,
     past_value: torch.Tensor,
-    last_position: torch.Tensor,
+    last_slot: torch.Tensor,
     total_tokens: torch.Tensor,
     scale: float,
     window: int,
@@ -58,7 +58,7 @@ def _cached_attention(
     }
     return onnx_ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (*packed, past_key, past_value, last_position, total_tokens),
+        (*packed, past_key, past_value, last_slot, total_tokens),
         attributes,
         dtypes=(query.dtype, past_key.dtype, past_value.dtype),
         shapes=((batch, seq, num_heads * head_dim), past_key.shape, past_value.shape),

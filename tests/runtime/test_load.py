@@ -1,0 +1,48 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blockexport.errors import BundleError, IntegrityError, RequestError
+from blockexport.runtime import load
+
+pytestmark = pytest.mark.slow
+
+
+def test_levels_to_warm_up_are_open_and_others_are_not(bundle_folder: Path) -> None:
+    assert load(bundle_folder).engines.opened == ()
+    assert load(str(bundle_folder), threads=1, warm_up=["d2", "d4"]).engines.opened == ("d4", "d2")
+    with pytest.raises(RequestError, match="no level 'd5'"):
+        load(bundle_folder, warm_up=["d5"])
+
+
+def test_a_cache_for_nothing_is_refused(bundle_folder: Path) -> None:
+    with pytest.raises(RequestError, match="kv_tokens is 0"):
+        load(bundle_folder, kv_tokens=0)
+
+
+def test_what_is_no_bundle_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        load(tmp_path)
+
+
+def test_damage_is_found_before_an_engine_is(bundle_folder: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(bundle_folder, tmp_path / "damaged"))
+    (damaged / "d2.ort.onnx").write_bytes(b"no graph")
+    with pytest.raises(IntegrityError):
+        load(damaged)
+
+
+def test_a_level_that_cannot_be_opened_stops_neither_requests_nor_sessions(bundle_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+    runtime = load(folder, verify=False, threads=1)
+    (folder / "d2.ort.onnx").write_bytes(b"no graph")
+    wanted = runtime.generate([1, 2], 5, stop_tokens=[]).tokens
+    with pytest.raises(BundleError, match=r"cannot open d2\.ort\.onnx"):
+        runtime.generate([1, 2], 2, level="d2")
+    session = runtime.start([1, 2])
+    tokens = [session.step()[0] for _ in range(2)]
+    with pytest.raises(BundleError):
+        session.switch("d2")
+    assert (session.level, session.switches) == ("d4", ())
+    assert tokens + [session.step()[0] for _ in range(3)] == wanted
