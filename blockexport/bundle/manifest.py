@@ -96,6 +96,7 @@ class ParityRecord(_Entry):
         tolerance: what it may be.
         tokens_equal: whether greedy tokens agree; None where there are no tokens.
         passed: the verdict.
+        operators: whose operators ran, `stock` or `native`.
     """
 
     check: str
@@ -103,6 +104,7 @@ class ParityRecord(_Entry):
     tolerance: float = Field(ge=0)
     tokens_equal: bool | None
     passed: bool
+    operators: str = "stock"
 
 
 class LevelEntry(_Entry):

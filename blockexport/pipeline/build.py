@@ -1,12 +1,9 @@
 """Model and ladder to a verified bundle: trace once, cut every depth, write the weights once, prove each engine."""
 
-import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,35 +13,32 @@ from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from blockexport.bundle.layout import PARITY_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
-from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft, ParityRecord
+from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.bundle.weights import TensorLocation, write_weights
 from blockexport.bundle.writer import BundleWriter
 from blockexport.core.data import Dataset
 from blockexport.core.hardware import installed_versions
-from blockexport.core.masks import DepthLadder, DepthLevel
-from blockexport.core.parity import ParityCase, pack_cases
+from blockexport.core.masks import DepthLadder
+from blockexport.core.parity import pack_cases
 from blockexport.core.precision import FP32, Precision
 from blockexport.core.quality import Forward, Quality, evaluate
 from blockexport.datasets import load_dataset
 from blockexport.errors import ConfigError, ScoresError
-from blockexport.export.audit import audit
 from blockexport.export.cut import cut
 from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
 from blockexport.export.lower import ort
-from blockexport.export.parity import check_decoder, check_single_pass
 from blockexport.export.trace import block_unit
-from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
 from blockexport.pipeline.precisions import level_precisions
+from blockexport.pipeline.prove import Prover
+from blockexport.pipeline.sources import Source
 from blockexport.pipeline.trace_cache import marked_graph
-from blockexport.quantization.graph import QuantisedGraph, quantise_graph
-from blockexport.quantization.reference import dequantised, rounded_activations
-from blockexport.runtime.engines import Engines, LevelFile
+from blockexport.runtime.engines import BACKEND
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -131,30 +125,6 @@ def _check_backends(backends: Sequence[str]) -> None:
         raise ConfigError(msg)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Source:
-    """The marked graph of one precision, and what its engines are held to."""
-
-    precision: Precision
-    marked: ir.Model
-    quantised: QuantisedGraph | None = None
-
-    @classmethod
-    def of(cls, marked: ir.Model, precision: Precision) -> Self:
-        """Quantise once, before any depth is cut."""
-        if not precision.is_quantised:
-            return cls(precision, marked)
-        quantised = quantise_graph(marked, precision)
-        return cls(precision, quantised.model, quantised)
-
-    def oracle(self, model: LoadedModel, seed: int) -> Oracle:
-        """The eager reference with the weights that the engines have."""
-        graph = self.quantised
-        if graph is None:
-            return Oracle(model, seed)
-        return Oracle(dequantised(model, graph), seed, lambda reference: rounded_activations(reference, graph))
-
-
 @dataclass(frozen=True, slots=True)
 class _Build:
     model: LoadedModel
@@ -169,28 +139,29 @@ class _Build:
         marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
         precisions = level_precisions(self.options.precision, self.ladder)
         self.on_stage("quantising weights", 0.3)
-        sources = {precision: _Source.of(marked, precision) for precision in dict.fromkeys(precisions.values())}
+        sources = {precision: Source.of(marked, precision) for precision in dict.fromkeys(precisions.values())}
         self.on_stage("cutting depths", 0.35)
-        graphs = {level.name: self._cut(sources[precisions[level.name]], level) for level in self.ladder.levels}
+        graphs = {
+            (level.name, target): cut(graph, [block_unit(block) for block in level.mask.skipped])
+            for level in self.ladder.levels
+            for target, graph in sources[precisions[level.name]].graphs.items()
+        }
         # Levels of one precision are nested, so only levels of another bring tensors that the deepest does not have.
         tensors = {name: tensor for graph in graphs.values() for name, tensor in shared_tensors(graph).items()}
         locations = write_weights(writer.path_for(WEIGHTS_FILE), tensors)
-        engines = {name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()}
+        engines = {key: self._write_engine(writer, *key, graph, locations) for key, graph in graphs.items()}
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
         return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()})
 
-    def _cut(self, source: "_Source", level: DepthLevel) -> ir.Model:
-        return cut(source.marked, [block_unit(block) for block in level.mask.skipped])
-
     def _write_engine(
-        self, writer: BundleWriter, name: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
+        self, writer: BundleWriter, level: str, target: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
     ) -> EngineEntry:
-        path = engine_file(name, ort.TARGET)
+        path = engine_file(level, target)
         signature = signature_of(graph)
         writer.add_bytes(path, to_bytes(graph, locations))
-        return EngineEntry(backend="onnxruntime", target=ort.TARGET, path=path, signature=signature)
+        return EngineEntry(backend=BACKEND, target=target, path=path, signature=signature)
 
     def _add_tokenizer(self, writer: BundleWriter) -> None:
         if self.model.tokenizer_dir is not None:
@@ -200,38 +171,26 @@ class _Build:
                     writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())
 
     def _prove(
-        self, writer: BundleWriter, engines: Mapping[str, EngineEntry], sources: Mapping[str, "_Source"]
+        self, writer: BundleWriter, engines: Mapping[tuple[str, str], EngineEntry], sources: Mapping[str, Source]
     ) -> ManifestDraft:
+        paths = {key: writer.folder / engine.path for key, engine in engines.items()}
+        prover = Prover(self.model, self.ladder, paths, self.keeper)
         self.on_stage("recording the eager reference", 0.4)
-        cases: dict[str, tuple[ParityCase, ...]] = {}
+        cases, parity = prover.parity(
+            sources, self.options.seed, lambda level, share: self.on_stage(f"proving level {level}", 0.4 + 0.3 * share)
+        )
+        writer.add_bytes(PARITY_FILE, save_tensors(*pack_cases(cases)))
+        prover.audit()
+        self.on_stage("measuring the quality of every level", 0.7)
         data = self._quality_data()
-        files = {
-            level.name: LevelFile(writer.folder / engines[level.name].path, level.kept) for level in self.ladder.levels
-        }
-        # One thread a level: small operators gain little from more, levels run side by side, and figures do not depend
-        # on how many cores the building machine has.
-        opened = Engines(self.model.spec, files, threads=1)
-        parity = {}
-        oracle_of = functools.lru_cache(maxsize=1)(lambda source: source.oracle(self.model, self.options.seed))
-        # Level after level of one precision: an oracle holds the model twice more.
-        levels = sorted(self.ladder.levels, key=lambda level: str(sources[level.name].precision))
-        for index, level in enumerate(levels):
-            self.on_stage(f"proving level {level.name}", 0.4 + 0.3 * index / len(levels))
-            cases[level.name] = oracle_of(sources[level.name]).record(level.mask)
-            parity[level.name] = self._parity(opened, level.name, cases[level.name])
-            self.keeper.parity(level.name, parity[level.name])
-            findings = audit(files[level.name].path, level.mask, self.model.spec.block_path)
-            self.keeper.audit(level.name, findings)
-        quality = self._qualities(opened, data)
-        tensors, metadata = pack_cases(cases)
-        writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
+        quality = prover.quality(lambda forward: self._quality(forward, data))
         entries = tuple(
             LevelEntry(
                 name=level.name,
                 depth=level.depth,
                 kept=level.kept,
                 skipped=level.mask.skipped,
-                engines=(engines[level.name],),
+                engines=tuple(engine for (name, _target), engine in engines.items() if name == level.name),
                 precision=sources[level.name].precision,
                 parity=parity[level.name],
                 quality=found.to_json() if (found := quality[level.name]) else {},
@@ -239,21 +198,6 @@ class _Build:
             for level in self.ladder.levels
         )
         return self._draft(entries, data)
-
-    def _qualities(self, opened: Engines, data: Dataset | None) -> dict[str, Quality | None]:
-        """Quality of every level, measured side by side."""
-        self.on_stage("measuring the quality of every level", 0.7)
-        names = [level.name for level in self.ladder.levels]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(lambda name: self._quality(opened.whole_pass(name), data), names))
-        for name, quality in zip(names, found, strict=True):
-            self.keeper.quality(name, quality)
-        return dict(zip(names, found, strict=True))
-
-    def _parity(self, opened: Engines, level: str, cases: tuple[ParityCase, ...]) -> tuple[ParityRecord, ...]:
-        if self.model.spec.kind == "decoder":
-            return check_decoder(opened.decoder(level), opened.layout(level), cases)
-        return check_single_pass(opened.single_pass(level), cases)
 
     def _quality_data(self) -> Dataset | None:
         data = self.options.data
