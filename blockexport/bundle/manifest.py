@@ -8,6 +8,7 @@ from blockexport.bundle.layout import check_path, folded
 from blockexport.bundle.sealed import parse_object, seal, unseal
 from blockexport.core.masks import LEVEL_NAME_PATTERN, DepthLadder, DepthLevel, DepthMask
 from blockexport.core.model import ModelSpec
+from blockexport.core.precision import FP32, Precision
 from blockexport.core.quality import Quality
 from blockexport.core.signature import Signature
 from blockexport.errors import ConfigError, IntegrityError, SchemaVersionError
@@ -95,6 +96,7 @@ class ParityRecord(_Entry):
         tolerance: what it may be.
         tokens_equal: whether greedy tokens agree; None where there are no tokens.
         passed: the verdict.
+        operators: whose operators ran, `stock` or `native`.
     """
 
     check: str
@@ -102,12 +104,14 @@ class ParityRecord(_Entry):
     tolerance: float = Field(ge=0)
     tokens_equal: bool | None
     passed: bool
+    operators: str = "stock"
 
 
 class LevelEntry(_Entry):
     """One depth: its mask by original block index, its engines, and what the gates found.
 
-    `quality` is what `Quality.to_json` gives, in its order: the first metric is the primary one.
+    `precision` is what its weights are stored in, where their shapes allow; `quality` is what `Quality.to_json` gives,
+    in its order: the first metric is the primary one.
     """
 
     name: Name
@@ -115,6 +119,7 @@ class LevelEntry(_Entry):
     kept: tuple[int, ...]
     skipped: tuple[int, ...]
     engines: tuple[EngineEntry, ...]
+    precision: Precision = FP32
     parity: tuple[ParityRecord, ...] = ()
     quality: dict[str, Any] = Field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from blockexport.cli.output import Output, progress, quality_text
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, read_json
 from blockexport.core.masks import DepthLadder
+from blockexport.core.precision import Precision
 from blockexport.core.scores import BlockScores
 from blockexport.errors import ConfigError, ScoresError
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _RECIPE_SUFFIX = ".toml"
 _ONLY_WITHOUT_RECIPE = (
-    "--ladder, --backend, --data, --scores, --study, --min-quality, --max-build-seconds, --trust-remote-code"
+    "--ladder, --backend, --data, --scores, --study, --precision, --min-quality, --max-build-seconds, "
+    "--trust-remote-code"
 )
 
 
@@ -31,6 +33,13 @@ def build(
     data: Annotated[str | None, typer.Option(help="What quality is measured on; a demo model has its own.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Scores to keep in the bundle, for its report.")] = None,
     study: Annotated[Path | None, typer.Option(help="Study to keep in the bundle, for its report.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LEVEL=]PRECISION",
+            help="What weights are stored in: fp32, int8, int4; int4g32 sets a block size, int4g32a is asymmetric.",
+        ),
+    ] = None,
     min_quality: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=VALUE", help="What every level must reach; repeatable.")
     ] = None,
@@ -48,16 +57,28 @@ def build(
     """
     quiet_libraries()
     from blockexport.pipeline.cache import open_cache
+    from blockexport.pipeline.precisions import parse_precisions
 
     cache_folder = None if no_cache else open_cache(cache_dir)
     if model.endswith(_RECIPE_SUFFIX):
-        given = (ladder, backend, data, scores, study, min_quality, max_build_seconds, trust_remote_code or None)
+        given = (
+            ladder,
+            backend,
+            data,
+            scores,
+            study,
+            precision,
+            min_quality,
+            max_build_seconds,
+            trust_remote_code or None,
+        )
         report = _run_recipe(Path(model), given, out, cache_folder, force=force)
     else:
         loaded, levels = _load(model, ladder, trust_remote_code)
         settings = {
             "data": data,
             "gates": _gates(min_quality, max_build_seconds),
+            "precision": parse_precisions(precision or ["fp32"]),
             "cache_folder": cache_folder,
             "attachments": _attachments(loaded, scores, study),
         }
@@ -168,8 +189,9 @@ def _show(output: Output, value: dict[str, Any]) -> None:
     rows = []
     for level in value["levels"]:
         worst = max((record["max_abs_err"] / (record["tolerance"] or 1.0) for record in level["parity"]), default=None)
-        rows.append((level["name"], level["depth"], level["skipped"], quality_text(level["quality"]), worst))
-    head = ("level", "blocks", "skipped", "quality", "largest error / allowed")
+        weights = Precision.model_validate(level["precision"])
+        rows.append((level["name"], level["depth"], level["skipped"], weights, quality_text(level["quality"]), worst))
+    head = ("level", "blocks", "skipped", "weights", "quality", "largest error / allowed")
     output.table("Depth ladder", head, rows)
     megabytes = value["weights_bytes"] / 1e6
     output.line(f"bundle: {value['bundle']} ({megabytes:.1f} MB of weights, built in {value['seconds']:.0f} s)")

@@ -85,12 +85,14 @@ class Recipe(_Section):
         model: `demo:...` or a model folder.
         out: where the bundle goes.
         backends: who will run the engines.
+        precision: what weights are stored in, such as `int4` or `int4g32`; or by level name, where others are fp32.
     """
 
     schema_version: Literal[1] = 1
     model: Text
     out: Text
     backends: tuple[Text, ...] = ("onnxruntime",)
+    precision: Text | dict[str, Text] = "fp32"
     score: ScoreSection = Field(default_factory=ScoreSection)
     select: SelectSection = Field(default_factory=SelectSection)
     quality: QualitySection = Field(default_factory=QualitySection)

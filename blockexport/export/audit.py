@@ -75,4 +75,7 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
         yield f"{attentions} attention nodes for {mask.depth} kept blocks"
 
 
-_COMPUTE_OPS = _ATTENTION_OPS | {"MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"}
+_COMPUTE_OPS = _ATTENTION_OPS | {
+    *("MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"),
+    *("MatMulNBits", "MatMulNBitsMulti", "GatedMatMulNBits", "GatedMatMul"),
+}

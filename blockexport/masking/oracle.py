@@ -1,7 +1,8 @@
 """Recording the eager masked reference's answers, and in fp64 how exact they are."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from blockexport.core.masks import DepthMask
-from blockexport.core.parity import ParityCase, tolerance_of
+from blockexport.core.parity import ParityCase, rounding_allowance, tolerance_of
 from blockexport.masking.masked import masked
 from blockexport.models.loaded import LoadedModel
 
@@ -19,6 +20,8 @@ NUM_STEPS = 8
 _PROMPT_TOKENS = 12
 _PADDED_LENGTHS = (12, 5, 9)
 _BATCH = 3
+Rounding = Callable[[LoadedModel], AbstractContextManager[None]]
+
 # A recording holds logits of this many vocabulary entries; the most likely token is taken over all of them.
 _MAX_COLUMNS = 256
 
@@ -42,11 +45,14 @@ class Oracle:
     Args:
         model: the unpruned model.
         seed: seed of the inputs.
+        engine_rounding: while it is entered, a model rounds as the engines are documented to do beyond fp32, such as
+            activations to integers; how far that moves the answers decides the tolerance.
     """
 
-    def __init__(self, model: LoadedModel, seed: int) -> None:
+    def __init__(self, model: LoadedModel, seed: int, engine_rounding: Rounding | None = None) -> None:
         self._model = model
         self._seed = seed
+        self._engine_rounding = engine_rounding
         # A deep copy in fp64 is the one place where a model is held a second time.
         exact: Any = copy.deepcopy(model.module).double()
         if getattr(exact.config, "num_experts", None) or getattr(exact.config, "num_local_experts", None):
@@ -76,12 +82,14 @@ class Oracle:
             expected = self._output(self._model, inputs)
         with masked(self._exact, mask), _InDouble():
             exact = self._output(self._exact, inputs)
-        if "attention_mask" in inputs and expected.ndim == 3:
-            # What stands at a padding position is nobody's business.
-            real = inputs["attention_mask"][:, :, None]
-            expected, exact = expected * real.astype(np.float32), exact * real
+        expected, exact = _blank_padding(expected, inputs), _blank_padding(exact, inputs)
         none = np.zeros(0, np.int64)
-        return ParityCase("forward", inputs, expected, none, none, tolerance_of(expected, exact))
+        rounded = None
+        if self._engine_rounding is not None:
+            with masked(self._model, mask), self._engine_rounding(self._model):
+                rounded = self._output(self._model, inputs)
+        tolerance = tolerance_of(expected, exact) + rounding_allowance(_blank_padding(rounded, inputs), exact)
+        return ParityCase("forward", inputs, expected, none, none, tolerance)
 
     @staticmethod
     def _output(model: LoadedModel, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -116,6 +124,10 @@ class Oracle:
             logits, continuation = _generate_cached(self._model.module, prompt, lengths, num_steps)
         with masked(self._exact, mask), _InDouble():
             exact = _uncached(self._exact.module, prompt, lengths, continuation)
+        rounded = None
+        if self._engine_rounding is not None:
+            with masked(self._model, mask), self._engine_rounding(self._model):
+                rounded = _uncached(self._model.module, prompt, lengths, continuation)
         columns = np.sort(rng.permutation(spec.vocab_size)[:_MAX_COLUMNS]).astype(np.int64)
         return ParityCase(
             check,
@@ -123,8 +135,15 @@ class Oracle:
             np.ascontiguousarray(logits[:, :, columns]),
             logits.argmax(-1).astype(np.int64),
             columns,
-            tolerance_of(logits, exact),
+            tolerance_of(logits, exact) + rounding_allowance(rounded, exact),
         )
+
+
+def _blank_padding(output: NDArray[Any] | None, inputs: Mapping[str, NDArray[Any]]) -> Any:
+    """Zeros at padding positions: what stands there is nobody's business."""
+    if output is None or "attention_mask" not in inputs or output.ndim != 3:
+        return output
+    return output * inputs["attention_mask"][:, :, None].astype(output.dtype)
 
 
 def _generate_cached(
@@ -158,7 +177,7 @@ def _generate_cached(
 
 def _uncached(
     module: Any, prompt: NDArray[np.int64], lengths: NDArray[np.int64], continuation: NDArray[np.int64]
-) -> NDArray[np.float64]:
+) -> NDArray[Any]:
     """The same logits row by row, without cache and without padding."""
     rows = []
     for row, length, following in zip(prompt, lengths, continuation, strict=True):

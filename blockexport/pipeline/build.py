@@ -1,8 +1,6 @@
 """Model and ladder to a verified bundle: trace once, cut every depth, write the weights once, prove each engine."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,31 +13,32 @@ from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from blockexport.bundle.layout import PARITY_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
-from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft, ParityRecord
+from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.bundle.weights import TensorLocation, write_weights
 from blockexport.bundle.writer import BundleWriter
 from blockexport.core.data import Dataset
 from blockexport.core.hardware import installed_versions
-from blockexport.core.masks import DepthLadder, DepthLevel
-from blockexport.core.parity import ParityCase, pack_cases
+from blockexport.core.masks import DepthLadder
+from blockexport.core.parity import pack_cases
+from blockexport.core.precision import FP32, Precision
 from blockexport.core.quality import Forward, Quality, evaluate
 from blockexport.datasets import load_dataset
 from blockexport.errors import ConfigError, ScoresError
-from blockexport.export.audit import audit
 from blockexport.export.cut import cut
 from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
 from blockexport.export.lower import ort
-from blockexport.export.parity import check_decoder, check_single_pass
 from blockexport.export.trace import block_unit
-from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
+from blockexport.pipeline.precisions import level_precisions
+from blockexport.pipeline.prove import Prover
+from blockexport.pipeline.sources import Source
 from blockexport.pipeline.trace_cache import marked_graph
-from blockexport.runtime.engines import Engines, LevelFile
+from blockexport.runtime.engines import BACKEND
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -54,6 +53,7 @@ class BuildOptions:
     Attributes:
         data: what quality is measured on: a dataset, a name or file; None for the demo's own, or for no quality.
         gates: demands on the result.
+        precision: what weights are stored in: one for all levels, or by level name, where those left out are fp32.
         seed: seed of the parity inputs.
         overwrite: whether a bundle at the same place may be replaced.
         cache_folder: where traces are kept between builds; None for not at all.
@@ -63,6 +63,7 @@ class BuildOptions:
 
     data: Dataset | str | Path | None = None
     gates: Gates = field(default_factory=Gates)
+    precision: Precision | Mapping[str, Precision] = FP32
     seed: int = 66
     overwrite: bool = True
     cache_folder: Path | None = None
@@ -136,26 +137,31 @@ class _Build:
         """Fill the writer's folder and say what is in it."""
         self.on_stage("tracing the model", 0.0)
         marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
+        precisions = level_precisions(self.options.precision, self.ladder)
+        self.on_stage("quantising weights", 0.3)
+        sources = {precision: Source.of(marked, precision) for precision in dict.fromkeys(precisions.values())}
         self.on_stage("cutting depths", 0.35)
-        graphs = {level.name: self._cut(marked, level) for level in self.ladder.levels}
-        deepest = graphs[self.ladder.levels[0].name]
-        locations = write_weights(writer.path_for(WEIGHTS_FILE), shared_tensors(deepest))
-        engines = {name: self._write_engine(writer, name, graph, locations) for name, graph in graphs.items()}
+        graphs = {
+            (level.name, target): cut(graph, [block_unit(block) for block in level.mask.skipped])
+            for level in self.ladder.levels
+            for target, graph in sources[precisions[level.name]].graphs.items()
+        }
+        # Levels of one precision are nested, so only levels of another bring tensors that the deepest does not have.
+        tensors = {name: tensor for graph in graphs.values() for name, tensor in shared_tensors(graph).items()}
+        locations = write_weights(writer.path_for(WEIGHTS_FILE), tensors)
+        engines = {key: self._write_engine(writer, *key, graph, locations) for key, graph in graphs.items()}
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
-        return self._prove(writer, engines)
-
-    def _cut(self, marked: ir.Model, level: DepthLevel) -> ir.Model:
-        return cut(marked, [block_unit(block) for block in level.mask.skipped])
+        return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()})
 
     def _write_engine(
-        self, writer: BundleWriter, name: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
+        self, writer: BundleWriter, level: str, target: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
     ) -> EngineEntry:
-        path = engine_file(name, ort.TARGET)
+        path = engine_file(level, target)
         signature = signature_of(graph)
         writer.add_bytes(path, to_bytes(graph, locations))
-        return EngineEntry(backend="onnxruntime", target=ort.TARGET, path=path, signature=signature)
+        return EngineEntry(backend=BACKEND, target=target, path=path, signature=signature)
 
     def _add_tokenizer(self, writer: BundleWriter) -> None:
         if self.model.tokenizer_dir is not None:
@@ -164,46 +170,34 @@ class _Build:
                 if source.is_file():
                     writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())
 
-    def _prove(self, writer: BundleWriter, engines: Mapping[str, EngineEntry]) -> ManifestDraft:
+    def _prove(
+        self, writer: BundleWriter, engines: Mapping[tuple[str, str], EngineEntry], sources: Mapping[str, Source]
+    ) -> ManifestDraft:
+        paths = {key: writer.folder / engine.path for key, engine in engines.items()}
+        prover = Prover(self.model, self.ladder, paths, self.keeper)
         self.on_stage("recording the eager reference", 0.4)
-        oracle = Oracle(self.model, self.options.seed)
-        cases: dict[str, tuple[ParityCase, ...]] = {}
-        data = self._quality_data()
-        files = {
-            level.name: LevelFile(writer.folder / engines[level.name].path, level.kept) for level in self.ladder.levels
-        }
-        # One thread a level: small operators gain little from more, levels run side by side, and figures do not depend
-        # on how many cores the building machine has.
-        opened = Engines(self.model.spec, files, threads=1)
-        parity = {}
-        for index, level in enumerate(self.ladder.levels):
-            self.on_stage(f"proving level {level.name}", 0.4 + 0.3 * index / len(self.ladder.levels))
-            cases[level.name] = oracle.record(level.mask)
-            parity[level.name] = self._parity(opened, level.name, cases[level.name])
-            self.keeper.parity(level.name, parity[level.name])
-            findings = audit(files[level.name].path, level.mask, self.model.spec.block_path)
-            self.keeper.audit(level.name, findings)
-        quality = self._qualities(opened, data)
-        tensors, metadata = pack_cases(cases)
-        writer.add_bytes(PARITY_FILE, save_tensors(tensors, metadata))
-        levels = self.ladder.levels
-        entries = tuple(self._entry(lv, engines[lv.name], parity[lv.name], quality[lv.name]) for lv in levels)
-        return self._draft(entries, data)
-
-    def _qualities(self, opened: Engines, data: Dataset | None) -> dict[str, Quality | None]:
-        """Quality of every level, measured side by side."""
+        cases, parity = prover.parity(
+            sources, self.options.seed, lambda level, share: self.on_stage(f"proving level {level}", 0.4 + 0.3 * share)
+        )
+        writer.add_bytes(PARITY_FILE, save_tensors(*pack_cases(cases)))
+        prover.audit()
         self.on_stage("measuring the quality of every level", 0.7)
-        names = [level.name for level in self.ladder.levels]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(lambda name: self._quality(opened.whole_pass(name), data), names))
-        for name, quality in zip(names, found, strict=True):
-            self.keeper.quality(name, quality)
-        return dict(zip(names, found, strict=True))
-
-    def _parity(self, opened: Engines, level: str, cases: tuple[ParityCase, ...]) -> tuple[ParityRecord, ...]:
-        if self.model.spec.kind == "decoder":
-            return check_decoder(opened.decoder(level), opened.layout(level), cases)
-        return check_single_pass(opened.single_pass(level), cases)
+        data = self._quality_data()
+        quality = prover.quality(lambda forward: self._quality(forward, data))
+        entries = tuple(
+            LevelEntry(
+                name=level.name,
+                depth=level.depth,
+                kept=level.kept,
+                skipped=level.mask.skipped,
+                engines=tuple(engine for (name, _target), engine in engines.items() if name == level.name),
+                precision=sources[level.name].precision,
+                parity=parity[level.name],
+                quality=found.to_json() if (found := quality[level.name]) else {},
+            )
+            for level in self.ladder.levels
+        )
+        return self._draft(entries, data)
 
     def _quality_data(self) -> Dataset | None:
         data = self.options.data
@@ -224,20 +218,6 @@ class _Build:
             tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
             output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
         return output
-
-    @staticmethod
-    def _entry(
-        level: DepthLevel, engine: EngineEntry, parity: tuple[ParityRecord, ...], quality: Quality | None
-    ) -> LevelEntry:
-        return LevelEntry(
-            name=level.name,
-            depth=level.depth,
-            kept=level.kept,
-            skipped=level.mask.skipped,
-            engines=(engine,),
-            parity=parity,
-            quality=quality.to_json() if quality else {},
-        )
 
     def _draft(self, levels: tuple[LevelEntry, ...], data: Dataset | None) -> ManifestDraft:
         return ManifestDraft(

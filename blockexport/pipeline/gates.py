@@ -71,7 +71,8 @@ class GateKeeper:
             detail = f"max abs error {record.max_abs_err:.3g}, allowed {record.tolerance:.3g}"
             if record.tokens_equal is not None:
                 detail += ", greedy tokens " + ("identical" if record.tokens_equal else "differ")
-            self._note(ParityError, f"parity:{record.check}", level, record.passed, detail)
+            own = "" if record.operators == "stock" else f"{record.operators}:"
+            self._note(ParityError, f"parity:{own}{record.check}", level, record.passed, detail)
 
     def audit(self, level: str, findings: Sequence[str]) -> None:
         """Nothing of a skipped block in the engine."""

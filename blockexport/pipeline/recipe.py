@@ -123,6 +123,7 @@ class _Run:
         from blockexport.models.loading import load_model  # noqa: PLC0415
         from blockexport.pipeline.build import BuildOptions  # noqa: PLC0415
         from blockexport.pipeline.build_step import build_with_summary  # noqa: PLC0415
+        from blockexport.pipeline.precisions import read_precisions  # noqa: PLC0415
 
         self.options.on_stage("loading the model", 0.0)
         model = load_model(self.locate(self.recipe.model))
@@ -131,6 +132,7 @@ class _Run:
         options = BuildOptions(
             data=self.locate_data(self.recipe.quality.data),
             gates=self.gates,
+            precision=read_precisions(self.recipe.precision),
             cache_folder=self.options.cache_folder,
             recipe={"stated": self.stated(), "inputs": inputs},
             attachments={SCORES_FILE: (dump_json(scores.to_json()) + "\n").encode()},

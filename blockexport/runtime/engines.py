@@ -1,15 +1,18 @@
 """The engines of one ladder, each opened when it is first used."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.backends.onnxruntime.decoder import OrtDecoder
+from blockexport.backends.onnxruntime.operators import STOCK, Operators
 from blockexport.backends.onnxruntime.single_pass import OrtSinglePass
+from blockexport.bundle.manifest import LevelEntry
 from blockexport.bundle.reader import Bundle
 from blockexport.core.engine import StepInputs
 from blockexport.core.model import ModelSpec
@@ -18,14 +21,29 @@ from blockexport.errors import RequestError
 from blockexport.runtime.kv_cache import KvCache
 
 BACKEND = "onnxruntime"
+_Runner = TypeVar("_Runner", OrtDecoder, OrtSinglePass)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LevelFile:
-    """Where a level's graph lies, and the blocks it keeps."""
+    """Where a level's graph lies, and the blocks it keeps.
+
+    Attributes:
+        path: the graph.
+        kept: blocks.
+        library: operators that the graph needs beyond the backend's own.
+        stock: the same level without them, to be used should they fail to give the recorded answers on this host.
+    """
 
     path: Path
     kept: tuple[int, ...]
+    library: Path | None = None
+    stock: "LevelFile | None" = None
+
+
+Proof = Callable[["Engines", str], bool]
+"""Told the engines and a level that was just opened; whether it gives the answers it should."""
 
 
 class Engines:
@@ -35,24 +53,36 @@ class Engines:
         spec: the model.
         files: the graphs by level name, deepest first.
         threads: threads within an operator; 0 lets the backend choose.
+        prove: asked about each level that needs operators beyond the backend's own when it is opened; None to trust
+            them.
     """
 
-    def __init__(self, spec: ModelSpec, files: Mapping[str, LevelFile], *, threads: int = 0) -> None:
+    def __init__(
+        self, spec: ModelSpec, files: Mapping[str, LevelFile], *, threads: int = 0, prove: Proof | None = None
+    ) -> None:
         self.spec = spec
         self.threads = threads
-        self._files = files
-        self._names = tuple(files)
+        self._files = dict(files)
+        self._prove = prove
+        self.names = tuple(files)
         self._decoders: dict[str, OrtDecoder] = {}
         self._single_pass: dict[str, OrtSinglePass] = {}
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, *, threads: int = 0) -> Self:
-        """The engines of a bundle on disk."""
-        files = {
-            level.name: LevelFile(bundle.engine_path(level.name, BACKEND), level.kept)
-            for level in bundle.manifest.levels
-        }
-        return cls(bundle.manifest.model, files, threads=threads)
+    def of_bundle(
+        cls, bundle: Bundle, *, threads: int = 0, operators: Operators = STOCK, prove: Proof | None = None
+    ) -> Self:
+        """The engines of a bundle on disk; levels that have no graph for the operators use the backend's own."""
+
+        def locate(level: LevelEntry) -> LevelFile:
+            stock = LevelFile(bundle.engine_path(level.name, BACKEND, STOCK.target), level.kept)
+            if operators.library is None or all(engine.target != operators.target for engine in level.engines):
+                return stock
+            path = bundle.engine_path(level.name, BACKEND, operators.target)
+            return LevelFile(path, level.kept, operators.library, stock)
+
+        files = {level.name: locate(level) for level in bundle.manifest.levels}
+        return cls(bundle.manifest.model, files, threads=threads, prove=prove)
 
     def rung(self, level: str) -> int:
         """How many levels are deeper.
@@ -61,9 +91,9 @@ class Engines:
             RequestError: there is no such level.
         """
         if level not in self._files:
-            msg = f"no level {level!r}; this bundle has {', '.join(self._names)}"
+            msg = f"no level {level!r}; this bundle has {', '.join(self.names)}"
             raise RequestError(msg)
-        return self._names.index(level)
+        return self.names.index(level)
 
     def layout(self, level: str) -> dict[int, tuple[int, int]]:
         """Per kept block of a level, (kv_heads, head_dim)."""
@@ -78,7 +108,7 @@ class Engines:
         """
         # Of the levels that keep a block, the shallowest comes last.
         rungs = {block: rung for rung, file in enumerate(self._files.values()) for block in file.kept}
-        return KvCache(self.layout(self._names[0]), rungs, batch, capacity_tokens)
+        return KvCache(self.layout(self.names[0]), rungs, batch, capacity_tokens)
 
     def unload(self, level: str) -> None:
         """Close a level; it is opened again when it is next used."""
@@ -88,7 +118,7 @@ class Engines:
     @property
     def opened(self) -> tuple[str, ...]:
         """Names of the levels that are open."""
-        return tuple(name for name in self._names if name in self._decoders or name in self._single_pass)
+        return tuple(name for name in self.names if name in self._decoders or name in self._single_pass)
 
     def decoder(self, level: str) -> OrtDecoder:
         """The opened decoder of a level.
@@ -97,7 +127,9 @@ class Engines:
             BundleError: this host cannot open the level's engine.
         """
         if level not in self._decoders:
-            self._decoders[level] = OrtDecoder(self._files[level].path, threads=self.threads)
+            self._decoders[level] = self._open(OrtDecoder, level)
+            if self._has_failed(level):
+                self._decoders[level] = self._open(OrtDecoder, level)
         return self._decoders[level]
 
     def single_pass(self, level: str) -> OrtSinglePass:
@@ -107,8 +139,27 @@ class Engines:
             BundleError: this host cannot open the level's engine.
         """
         if level not in self._single_pass:
-            self._single_pass[level] = OrtSinglePass(self._files[level].path, threads=self.threads)
+            self._single_pass[level] = self._open(OrtSinglePass, level)
+            if self._has_failed(level):
+                self._single_pass[level] = self._open(OrtSinglePass, level)
         return self._single_pass[level]
+
+    def operators(self, level: str) -> Literal["native", "stock"]:
+        """Whose operators run a level."""
+        return "stock" if self._files[level].library is None else "native"
+
+    def _open(self, runner: type[_Runner], level: str) -> _Runner:
+        file = self._files[level]
+        return runner(file.path, threads=self.threads, library=file.library)
+
+    def _has_failed(self, level: str) -> bool:
+        """Whether a level that was just opened is wrong on this host; its stock graph is then used from now on."""
+        stock = self._files[level].stock
+        if stock is None or self._prove is None or self._prove(self, level):
+            return False
+        _log.warning("level %s gives wrong answers with native operators on this host; stock ones are used", level)
+        self._files[level] = stock
+        return True
 
     def whole_pass(self, level: str) -> Forward:
         """Batch inputs, text padded on the right, to the level's output at every position."""

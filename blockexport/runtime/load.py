@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from blockexport.backends.onnxruntime.operators import OperatorChoice, choose_operators
 from blockexport.bundle.reader import open_bundle
 from blockexport.runtime.runtime import KV_STEP_TOKENS, Runtime
 
@@ -14,6 +15,7 @@ def load(
     verify: bool = True,
     warm_up: Sequence[str] = (),
     kv_tokens: int = KV_STEP_TOKENS,
+    operators: OperatorChoice = "auto",
 ) -> Runtime:
     """Open a bundle.
 
@@ -23,16 +25,20 @@ def load(
         verify: whether every file's digest is compared before anything is opened.
         warm_up: levels that are opened now.
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
+        operators: `native` for ours, which share one copy of the weights between levels and are compiled once a host;
+            `stock` for those of ONNX Runtime; `auto` for ours where they can be had and are faster.
 
     Returns:
         A runtime; its other levels are opened when they are first used.
 
     Raises:
+        BackendUnavailableError: native operators are asked for and cannot be had.
         BundleError: the folder is no bundle, or this host cannot open a level's engine.
         IntegrityError: the bundle is damaged.
         RequestError: there is no such level, or no room in the cache.
         SchemaVersionError: the bundle is of a format that this version cannot read.
     """
-    runtime = Runtime(open_bundle(Path(path), verify=verify), threads=threads, kv_tokens=kv_tokens)
+    bundle = open_bundle(Path(path), verify=verify)
+    runtime = Runtime(bundle, threads=threads, kv_tokens=kv_tokens, operators=choose_operators(operators))
     runtime.warm_up(warm_up)
     return runtime

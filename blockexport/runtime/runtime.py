@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.backends.onnxruntime.operators import STOCK, Operators
 from blockexport.bundle.reader import Bundle
 from blockexport.core.latency import LatencyBudget, LatencyProfile
 from blockexport.errors import BudgetInfeasibleError, RequestError
@@ -26,6 +27,7 @@ from blockexport.runtime.prompts import (
     check_switches,
     pack_prompts,
 )
+from blockexport.runtime.proof import proof_of
 from blockexport.runtime.sampling import Sampling
 from blockexport.runtime.session import Session, Up
 from blockexport.runtime.tokenizer import load_tokenizer
@@ -46,6 +48,7 @@ class Runtime:
         bundle: what to serve.
         threads: threads within an operator; 0 lets the backend choose.
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
+        operators: whose operators run the levels.
         clock: monotonic nanoseconds.
     """
 
@@ -55,6 +58,7 @@ class Runtime:
         *,
         threads: int = 0,
         kv_tokens: int = KV_STEP_TOKENS,
+        operators: Operators = STOCK,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         if kv_tokens < 1:
@@ -62,7 +66,7 @@ class Runtime:
             raise RequestError(msg)
         self.bundle = bundle
         self.spec = bundle.manifest.model
-        self.engines = Engines.of_bundle(bundle, threads=threads)
+        self.engines = Engines.of_bundle(bundle, threads=threads, operators=operators, prove=proof_of(bundle))
         self._kv_tokens = kv_tokens
         self._clock = clock
         self._spare: Workspace | None = None

@@ -1,20 +1,19 @@
 """Is a bundle what was built, and does it still do what was proved? Needs neither torch nor the checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
-
+from blockexport.backends.onnxruntime.operators import STOCK, choose_operators
 from blockexport.bundle.layout import PARITY_FILE
-from blockexport.bundle.manifest import LevelEntry, ParityRecord
+from blockexport.bundle.manifest import ParityRecord
 from blockexport.bundle.reader import Bundle, check_bundle, open_bundle
-from blockexport.core.parity import ParityCase, unpack_cases
+from blockexport.core.parity import ParityCase
 from blockexport.errors import BackendUnavailableError
-from blockexport.export.parity import check_decoder, check_single_pass
 from blockexport.runtime.engines import Engines
+from blockexport.runtime.proof import check_level, recorded_cases
 
 Status = Literal["ok", "failed", "not run"]
 
@@ -64,8 +63,8 @@ def verify_bundle(path: Path) -> list[VerifiedCheck]:
 
 def _parity(bundle: Bundle) -> Iterator[VerifiedCheck]:
     file = bundle.folder / PARITY_FILE
-    recorded = _read_cases(file) if file.is_file() else {}
-    engines = Engines.of_bundle(bundle)
+    recorded = recorded_cases(file) if file.is_file() else {}
+    stock = Engines.of_bundle(bundle)
     for level in bundle.manifest.levels:
         cases = recorded.get(level.name, ())
         missing = {record.check for record in level.parity} - {case.check for case in cases}
@@ -73,28 +72,37 @@ def _parity(bundle: Bundle) -> Iterator[VerifiedCheck]:
             why = f"no recorded answers for {', '.join(sorted(missing)) or 'this level'} in {PARITY_FILE}; rebuild it"
             yield VerifiedCheck(f"parity:{level.name}", "failed", why)
             continue
-        yield from _level_parity(engines, level, cases)
+        yield from _level_parity(stock, level.name, cases, f"parity:{level.name}")
+    yield from _native_parity(bundle, recorded)
 
 
-def _read_cases(path: Path) -> dict[str, tuple[ParityCase, ...]]:
-    with safe_open(path, framework="numpy") as file:
-        return unpack_cases({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-
-
-def _level_parity(engines: Engines, level: LevelEntry, cases: tuple[ParityCase, ...]) -> Iterator[VerifiedCheck]:
+def _native_parity(bundle: Bundle, recorded: Mapping[str, tuple[ParityCase, ...]]) -> Iterator[VerifiedCheck]:
+    if all(engine.target == STOCK.target for level in bundle.manifest.levels for engine in level.engines):
+        return
     try:
-        if engines.spec.kind == "decoder":
-            records = check_decoder(engines.decoder(level.name), engines.layout(level.name), cases)
-        else:
-            records = check_single_pass(engines.single_pass(level.name), cases)
+        operators = choose_operators("native")
     except BackendUnavailableError as error:
-        yield VerifiedCheck(f"parity:{level.name}", "not run", str(error))
+        yield VerifiedCheck("parity:native", "not run", str(error))
+        return
+    native = Engines.of_bundle(bundle, operators=operators)
+    for level in native.names:
+        if native.operators(level) == "native" and level in recorded:
+            yield from _level_parity(native, level, recorded[level], f"parity:{level}:native")
+
+
+def _level_parity(
+    engines: Engines, level: str, cases: tuple[ParityCase, ...], identifier: str
+) -> Iterator[VerifiedCheck]:
+    try:
+        records = check_level(engines, level, cases)
+    except BackendUnavailableError as error:
+        yield VerifiedCheck(identifier, "not run", str(error))
         return
     except Exception as error:  # noqa: BLE001  (whatever stops an engine, the level cannot serve on this host)
-        yield VerifiedCheck(f"parity:{level.name}", "failed", " ".join(f"the engine does not run: {error}".split()))
+        yield VerifiedCheck(identifier, "failed", " ".join(f"the engine does not run: {error}".split()))
         return
     for record in records:
-        yield VerifiedCheck(f"parity:{level.name}:{record.check}", "ok" if record.passed else "failed", _found(record))
+        yield VerifiedCheck(f"{identifier}:{record.check}", "ok" if record.passed else "failed", _found(record))
 
 
 def _found(record: ParityRecord) -> str:

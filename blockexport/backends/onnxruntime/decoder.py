@@ -16,8 +16,8 @@ from blockexport.errors import RequestError
 class OrtDecoder:
     """One opened decoder level."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None) -> None:
+        self._session = open_session(path, threads=threads, library=library)
         names = [value.name for value in self._session.get_inputs()]
         self.blocks = tuple(sorted({int(name.split(".")[1]) for name in names if name.startswith("past_key_values.")}))
 

@@ -38,12 +38,13 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def open_session(path: Path, *, threads: int = 0, save_packed: Path | None = None) -> Any:
+def open_session(path: Path, *, threads: int = 0, library: Path | None = None, save_packed: Path | None = None) -> Any:
     """Open one graph on the CPU.
 
     Args:
         path: the ONNX file; its weights lie in the same folder.
         threads: threads within an operator; 0 lets the runtime choose.
+        library: operators beyond the runtime's own.
         save_packed: where to write the graph as the runtime has optimised it; beside it, under the same name with
             `.bin`, its weights and what the kernels packed them into.
 
@@ -60,6 +61,8 @@ def open_session(path: Path, *, threads: int = 0, save_packed: Path | None = Non
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights_name)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
+        if library is not None:
+            options.register_custom_ops_library(str(library))
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime raises a private class of its own for each kind of failure.

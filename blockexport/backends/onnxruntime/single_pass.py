@@ -12,8 +12,8 @@ from blockexport.backends.onnxruntime.session import open_session
 class OrtSinglePass:
     """One opened single-pass level."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None) -> None:
+        self._session = open_session(path, threads=threads, library=library)
         self._names = [value.name for value in self._session.get_inputs()]
 
     def forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from torch.onnx import ops as onnx_ops
 
 from blockexport.errors import ExportError
 from blockexport.export import ops as _marked_ops  # noqa: F401  (registers the operators)
+from blockexport.export.heads import keep_heads_packed
 from blockexport.export.simplify import simplify, use_weights_as_stored
 from blockexport.export.trace import MarkedProgram
 
@@ -119,6 +120,7 @@ def lower(marked: MarkedProgram) -> ir.Model:
     model = exported.model
     simplify(model)
     use_weights_as_stored(model)
+    keep_heads_packed(model)
     _name_axes(model, marked)
     return model
 
