@@ -15,6 +15,15 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _host_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of the run's own, empty at first and shared by its workers: native operators are compiled once."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    os.environ["BLOCKEXPORT_CACHE"] = str(folder / "host-cache")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None:
         import torch

@@ -1,11 +1,13 @@
 """The application. Importing it, and asking for help, loads neither torch nor transformers nor an engine runtime."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 import blockexport
 from blockexport.cli.build import build
+from blockexport.cli.cache import cache
 from blockexport.cli.demo import demo
 from blockexport.cli.doctor import doctor
 from blockexport.cli.generate import generate
@@ -16,13 +18,12 @@ from blockexport.cli.report import report
 from blockexport.cli.score import score
 from blockexport.cli.select import select
 from blockexport.cli.study import study
-from blockexport.cli.verb import set_debugging
+from blockexport.cli.verb import refuse_usage, set_debugging
 from blockexport.cli.verify import verify
 
 # In the order in which one meets them.
-VERBS = (demo, score, select, build, verify, inspect, profile, plan, generate, report, study, doctor)
+VERBS = (demo, score, select, build, verify, inspect, profile, plan, generate, report, study, cache, doctor)
 
-# Without rich's panels an error of usage is a line that a log can show.
 app = typer.Typer(
     name="blockexport",
     no_args_is_help=True,
@@ -59,6 +60,14 @@ for _verb in VERBS:
     app.command()(_verb)
 
 
+# typer brings a click of its own under a private name; what it exports of it is a kind of usage error.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
 def main() -> None:
     """Entry point of the `blockexport` command."""
-    app(prog_name="blockexport")
+    try:
+        code = app(prog_name="blockexport", standalone_mode=False)
+    except _USAGE_ERROR as error:
+        code = refuse_usage(error, as_json="--json" in sys.argv)
+    sys.exit(code)

@@ -18,10 +18,12 @@ from transformers.cache_utils import Cache
 
 from blockexport.core.model import KvSpec
 from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
+from blockexport.errors import ExportError
 from blockexport.export import ops
 from blockexport.models.loaded import LoadedModel
 
 _ATTENTION = "blockexport"
+_MAX_REASON = 200
 # Sample sizes are distinct and not 0 or 1, so that tracing specialises no dynamic axis.
 _BATCH, _SEQ, _CAPACITY, _KEPT_POSITIONS = 2, 3, 8, 4
 
@@ -175,6 +177,9 @@ def trace(model: LoadedModel) -> MarkedProgram:
 
     Returns:
         The marked program, with batch, sequence and cache capacity dynamic.
+
+    Raises:
+        ExportError: the model's code depends on values, or does what `torch.export` cannot follow.
     """
     context = _Context()
     module = _private_copy(model)
@@ -183,10 +188,18 @@ def trace(model: LoadedModel) -> MarkedProgram:
     _set_attention(module)
     build = _decoder_case if is_decoder else _single_pass_case
     wrapper, args, names, axes, outputs = build(model, module, context)
-    with _boundaries(model, module), torch.no_grad():
-        program = torch.export.export(
-            wrapper.eval(), args, dynamic_shapes=_shapes(names, axes, is_decoder), strict=False
+    shapes = _shapes(names, axes, is_decoder)
+    try:
+        with _boundaries(model, module), torch.no_grad():
+            program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        # Whatever the model's own code does may fail under tracing, with errors of many packages.
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        msg = (
+            f"{model.spec.architecture} cannot be traced: {type(error).__name__}: {reason}; "
+            "a branch on values, such as dynamic RoPE scaling, has no static graph"
         )
+        raise ExportError(msg) from error
     output_axes = {0: "batch"}
     if model.spec.kind == "decoder":
         output_axes[1] = "kept_positions"

@@ -17,7 +17,7 @@ from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.bundle.weights import TensorLocation, write_weights
 from blockexport.bundle.writer import BundleWriter
-from blockexport.core.data import Dataset
+from blockexport.core.data import Dataset, check_tokens
 from blockexport.core.hardware import installed_versions
 from blockexport.core.masks import DepthLadder
 from blockexport.core.parity import pack_cases
@@ -135,6 +135,8 @@ class _Build:
 
     def run(self, writer: BundleWriter) -> ManifestDraft:
         """Fill the writer's folder and say what is in it."""
+        # Before minutes are spent on tracing.
+        data = self._quality_data()
         self.on_stage("tracing the model", 0.0)
         marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
         precisions = level_precisions(self.options.precision, self.ladder)
@@ -153,7 +155,7 @@ class _Build:
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
-        return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()})
+        return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()}, data)
 
     def _write_engine(
         self, writer: BundleWriter, level: str, target: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
@@ -171,7 +173,11 @@ class _Build:
                     writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())
 
     def _prove(
-        self, writer: BundleWriter, engines: Mapping[tuple[str, str], EngineEntry], sources: Mapping[str, Source]
+        self,
+        writer: BundleWriter,
+        engines: Mapping[tuple[str, str], EngineEntry],
+        sources: Mapping[str, Source],
+        data: Dataset | None,
     ) -> ManifestDraft:
         paths = {key: writer.folder / engine.path for key, engine in engines.items()}
         prover = Prover(self.model, self.ladder, paths, self.keeper)
@@ -182,7 +188,6 @@ class _Build:
         writer.add_bytes(PARITY_FILE, save_tensors(*pack_cases(cases)))
         prover.audit()
         self.on_stage("measuring the quality of every level", 0.7)
-        data = self._quality_data()
         quality = prover.quality(lambda forward: self._quality(forward, data))
         entries = tuple(
             LevelEntry(
@@ -203,6 +208,10 @@ class _Build:
         data = self.options.data
         if data is None and self.model.spec.name.startswith("demo:"):
             data = self.model.spec.name
+        if isinstance(data, Dataset):
+            for sample in data.samples:
+                if "input_ids" in sample.inputs:
+                    check_tokens(sample.inputs["input_ids"], self.model.spec)
         if data is None or isinstance(data, Dataset):
             return data
         return load_dataset(data, self.model.spec, self.model.tokenizer_dir, split="test")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.prompts import check_pixels, pack_prompts, read_prompts, unpack_outputs
 
@@ -15,7 +16,11 @@ def run_whole(engines: Engines, level: str, inputs: Any, attention_mask: Any) ->
     spec = engines.spec
     if isinstance(inputs, Mapping):
         attention_mask = inputs.get("attention_mask", attention_mask)
-        inputs = inputs["pixel_values" if spec.kind == "vision" else "input_ids"]
+        name = "pixel_values" if spec.kind == "vision" else "input_ids"
+        if name not in inputs:
+            msg = f"inputs hold {', '.join(map(str, inputs)) or 'nothing'}; {spec.name} takes {name!r}"
+            raise RequestError(msg)
+        inputs = inputs[name]
     if spec.kind == "vision":
         return engines.single_pass(level).forward({"pixel_values": check_pixels(inputs, spec)})
     run = engines.whole_pass(level)

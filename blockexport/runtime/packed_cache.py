@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from blockexport.backends.onnxruntime.operators import STOCK
 from blockexport.backends.onnxruntime.packing import pack_graphs
 from blockexport.backends.onnxruntime.probe import gives_same_outputs
 from blockexport.bundle.disk import flush_tree, scan_tree, write_errors
@@ -56,35 +57,45 @@ class PackedCache:
         self.folder = (folder or default_cache_folder()) / _FOLDER
         self.max_bytes = max_bytes
 
-    def open(self, bundle: Bundle, *, threads: int = 0, verify: bool = True) -> PackedLevels:
-        """The packed levels of a bundle, made if there are none that are whole and of this host.
+    def find(self, bundle: Bundle, *, verify: bool = True) -> PackedLevels | None:
+        """The packed levels of a bundle, if some are there that are whole and of this host.
 
-        Making them takes longer than opening every level without; another process that makes some is waited for.
+        Args:
+            bundle: the bundle.
+            verify: whether the digests of an entry's files are compared, or their sizes only.
+        """
+        identity = identity_of(bundle)
+        return open_entry(self._place(identity), identity, bundle, verify=verify)
+
+    def open(self, bundle: Bundle, *, threads: int = 0, verify: bool = True) -> PackedLevels:
+        """The packed levels of a bundle, made if `find` finds none.
+
+        Making them takes several times as long as opening the deepest level without; another process that makes some
+        is waited for.
 
         Args:
             bundle: the bundle.
             threads: threads within an operator.
-            verify: whether the digests of an entry's files are compared, or their sizes only.
+            verify: see `find`.
 
         Raises:
             BundleError: they cannot be made: no room on disk or in memory, or the runtime does not pack this bundle.
                 Nothing is left behind, and the bundle's own graphs can be used.
         """
-        identity = identity_of(bundle)
-        place = self.folder / hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
-        found = open_entry(place, identity, bundle, verify=verify)
+        found = self.find(bundle, verify=verify)
         if found is not None:
             return found
         with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._exclusive():
-                found = open_entry(place, identity, bundle, verify=verify)
+                found = self.find(bundle, verify=verify)
                 if found is None:
-                    self._make(place, identity, bundle, threads)
+                    identity = identity_of(bundle)
+                    self._make(self._place(identity), identity, bundle, threads)
                     # Its digests were taken from these very bytes a moment ago.
-                    found = open_entry(place, identity, bundle, verify=False)
+                    found = self.find(bundle, verify=False)
         if found is None:
-            msg = f"the packed weights in {place} were removed while they were made; run again"
+            msg = f"the packed weights in {self.folder} were removed while they were made; run again"
             raise BundleError(msg)
         return found
 
@@ -106,6 +117,9 @@ class PackedCache:
             self._remove_rubbish()
             return [entry for entry in self.entries() if self._remove(entry)]
 
+    def _place(self, identity: dict[str, Any]) -> Path:
+        return self.folder / hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Keep other writers waiting; where the file system has no locks, they are not."""
@@ -126,7 +140,8 @@ class PackedCache:
         staging = self.folder / f".building-{secrets.token_hex(4)}"
         try:
             staging.mkdir()
-            graphs = {level.name: bundle.engine_path(level.name, BACKEND) for level in bundle.manifest.levels}
+            levels = [level.name for level in bundle.manifest.levels]
+            graphs = {name: bundle.engine_path(name, BACKEND, STOCK.target) for name in levels}
             pack_graphs(graphs, staging, threads=threads)
             _prove(graphs, staging, threads)
             seal_entry(staging, identity, bundle)
@@ -139,7 +154,8 @@ class PackedCache:
 
     def _make_room(self, free_bytes: int, entry_bytes: int) -> None:
         """Remove what was not used for longest until so much is free on the disk and an entry fits the bound."""
-        for entry in [*self.entries(), None]:
+        # What can never fit must not drive out what does.
+        for entry in [*self.entries(), None] if entry_bytes <= self.max_bytes else [None]:
             lacking = free_bytes - shutil.disk_usage(self.folder).free
             excess = sum(kept.size_bytes for kept in self.entries()) + entry_bytes - self.max_bytes
             if lacking <= 0 and excess <= 0:

@@ -116,20 +116,24 @@ def check_pixels(inputs: Any, spec: ModelSpec) -> NDArray[np.float32]:
     return pixels
 
 
-def _as_matrix(prompts: Prompts, attention_mask: Any, pad_token: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    if not isinstance(prompts, np.ndarray):
-        rows: list[Any] = [prompts] if not prompts or isinstance(prompts[0], int | np.integer) else list(prompts)
-        widths = [len(row) for row in rows]
-        tokens = np.full((len(rows), max(widths, default=0)), pad_token, np.int64)
-        real = np.zeros(tokens.shape, np.bool_)
-        for i, row in enumerate(rows):
-            tokens[i, : widths[i]], real[i, : widths[i]] = row, True
-    else:
-        if not np.issubdtype(prompts.dtype, np.integer) or prompts.ndim not in (1, 2):
-            msg = f"prompts are {prompts.dtype} {prompts.shape}; give integer token ids, (tokens,) or (batch, tokens)"
+def is_one_prompt(prompts: Any) -> bool:
+    """Whether these are the tokens of one prompt, not a list of prompts."""
+    if isinstance(prompts, list | tuple):
+        return not prompts or not hasattr(prompts[0], "__len__")
+    return getattr(prompts, "ndim", 1) == 1
+
+
+def _as_matrix(prompts: Any, attention_mask: Any, pad_token: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    rows = [np.asarray(row) for row in ([prompts] if is_one_prompt(prompts) else prompts)]
+    for row in rows:
+        if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
+            msg = f"prompts hold {row.dtype} {row.shape}; give integer token ids, (tokens,) or (batch, tokens)"
             raise RequestError(msg)
-        tokens = np.atleast_2d(prompts).astype(np.int64)
-        real = np.ones(tokens.shape, np.bool_)
+    widths = [len(row) for row in rows]
+    tokens = np.full((len(rows), max(widths, default=0)), pad_token, np.int64)
+    real = np.zeros(tokens.shape, np.bool_)
+    for i, row in enumerate(rows):
+        tokens[i, : widths[i]], real[i, : widths[i]] = row, True
     if attention_mask is not None:
         mask = np.atleast_2d(np.asarray(attention_mask))
         if mask.shape != tokens.shape:

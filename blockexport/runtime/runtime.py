@@ -25,6 +25,7 @@ from blockexport.runtime.prompts import (
     Prompts,
     check_room,
     check_switches,
+    is_one_prompt,
     pack_prompts,
 )
 from blockexport.runtime.proof import proof_of
@@ -287,9 +288,8 @@ class Runtime:
                 on_token=on_token,
             )
             rows = loop.run(max_new_tokens)
-        is_single = not isinstance(input_ids[0], list | tuple | np.ndarray)
         return Generation(
-            tokens=rows[0] if is_single else rows,
+            tokens=rows[0] if is_one_prompt(input_ids) else rows,
             level=chosen.name,
             observed_ms=(self._clock() - started) / 1e6,
             ttft_ms=(loop.first_token_at - started) / 1e6,

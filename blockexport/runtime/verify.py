@@ -125,4 +125,6 @@ def _audits(bundle: Bundle) -> Iterator[VerifiedCheck]:
                 continue
             findings = audit(bundle.folder / engine.path, level.mask(num_blocks), spec.block_path)
             status: Status = "failed" if findings else "ok"
-            yield VerifiedCheck(f"audit:{level.name}", status, "; ".join(findings) or "no trace of a skipped block")
+            why = "; ".join(findings) or "no trace of a skipped block"
+            own = "" if engine.target == STOCK.target else f":{engine.target}"
+            yield VerifiedCheck(f"audit:{level.name}{own}", status, why)

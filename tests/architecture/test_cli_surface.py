@@ -17,6 +17,7 @@ VERBS = {
     "generate": {"--prompt", "--budget-ms", "--level"},
     "report": {"--out"},
     "study": {"--data", "--out"},
+    "cache": {"--cache-dir"},
     "doctor": set(),
 }
 

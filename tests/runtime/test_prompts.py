@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,8 +77,8 @@ def test_reading_leaves_tokens_where_they_were() -> None:
         ([1] * 9, None, "the prompt has 9 tokens, but tiny places 8"),
         ([1, 50], None, r"token id 50 is outside the vocabulary of 50 \(0 to 49\)"),
         ([1, -1], None, "token id -1 is outside"),
-        (np.array([1.0]), None, "prompts are float64"),
-        (np.zeros((1, 1, 1), np.int64), None, r"prompts are int64 \(1, 1, 1\)"),
+        (np.array([1.0]), None, "prompts hold float64"),
+        (np.zeros((1, 1, 1), np.int64), None, r"prompts hold int64 \(1, 1\)"),
         ([[1, 2]], [[1]], r"attention_mask is \(1, 1\), but the prompts are \(1, 2\)"),
     ],
 )
@@ -111,3 +113,17 @@ def test_pixels_have_the_models_shape() -> None:
     for shape in [(1, 2, 3), (0, 1, 2, 3), (2, 1, 2, 4)]:
         with pytest.raises(RequestError, match=r"tiny takes \(batch, 1, 2, 3\)"):
             check_pixels(np.ones(shape), SPEC)
+
+
+@pytest.mark.parametrize("prompts", [[1.5], [[1.0, 2.0]], None, "text", [None], [[[1]]], np.zeros((1, 1, 1), np.int64)])
+def test_what_are_no_tokens_is_refused(prompts: Any) -> None:
+    with pytest.raises(RequestError, match="prompt"):
+        read_prompts(prompts, None, SPEC)
+
+
+def test_arrays_of_other_packages_are_taken() -> None:
+    torch = pytest.importorskip("torch")
+    for prompts in (torch.tensor([1, 2]), torch.tensor([[1, 2]]), [torch.tensor([1, 2])], (np.int64(1), np.int32(2))):
+        tokens, real = read_prompts(prompts, None, SPEC)
+        assert tokens.tolist() == [[1, 2]]
+        assert real.all()

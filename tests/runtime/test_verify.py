@@ -16,7 +16,7 @@ from blockexport.runtime.verify import is_verified, verify_bundle
 # Each worker that runs one of these builds the bundle.
 pytestmark = pytest.mark.slow
 
-ENGINES = ("d4.ort.onnx", "d3.ort.onnx", "d2.ort.onnx")
+ENGINES = tuple(f"{level}.{target}.onnx" for level in ("d4", "d3", "d2") for target in ("ort", "native"))
 FILES = ("manifest.json", "weights.safetensors", "parity.safetensors", "extra.txt", *ENGINES)
 
 

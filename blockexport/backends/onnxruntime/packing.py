@@ -4,7 +4,7 @@ ONNX Runtime packs the weights of matrix products for each session anew, into me
 saved with the graph that it optimised; another graph whose initializer names the saved bytes (`prepacked_0` among its
 external data) maps them. The runtime still packs each weight when it opens a graph, compares a hash with what is
 named, and then keeps the mapping and drops its own copy, so a packing of another kind costs memory, not correctness.
-What the mapped bytes hold it does not check, nor does it check where they are: that is for the caller to prove.
+That the mapped bytes are what it has packed only newer versions check (1.32 does): that is for the caller to prove.
 
 The runtime looks for both forms of a weight in one file, and for all files in the graph's own folder. Hence the folder
 that is filled here: a file of packed weights, which has them at the same place as the bundle's file, so that it is
@@ -57,6 +57,9 @@ def pack_graphs(graphs: Mapping[str, Path], folder: Path, *, threads: int = 0) -
     """
     tensors = {name: read_external(path) for name, path in graphs.items()}
     packed = _pack(graphs, tensors, folder / "scratch", threads)
+    if not packed:
+        msg = f"ONNX Runtime packs no weight of {', '.join(sorted(graphs))} on this host; use the bundle's own graphs"
+        raise BundleError(msg)
     every = {name: tensor for level in tensors.values() for name, tensor in level.items()}
     sources = {path.parent / tensor.entries["location"] for path in graphs.values() for tensor in every.values()}
     if len(sources) != 1:
