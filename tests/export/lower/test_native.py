@@ -1,0 +1,119 @@
+"""Our operators in place of ONNX Runtime's: the same answers from the same weights."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from blockexport.backends.onnxruntime.operators import native_library
+from blockexport.backends.onnxruntime.session import open_session
+from blockexport.bundle.layout import WEIGHTS_FILE
+from blockexport.bundle.weights import write_weights
+from blockexport.core.precision import Precision
+from blockexport.errors import BackendUnavailableError
+from blockexport.export.cut import cut
+from blockexport.export.graph_file import save, shared_tensors
+from blockexport.export.lower import ort
+from blockexport.export.lower.native import DOMAIN, use_native_operators
+from blockexport.export.trace import block_unit, trace
+from blockexport.models.loaded import LoadedModel, wrap_module
+from blockexport.quantization.graph import quantise_graph
+from blockexport.testing.tiny_models import VOCAB_SIZE, tiny_model
+
+NUM_BLOCKS = 3
+SKIPPED = 1
+BATCH, SEQ, CAPACITY = 2, 5, 9
+# Sums in another order; a wrong weight, bias or gate shows as 1e-2.
+TOLERANCE = 1e-5
+
+pytestmark = pytest.mark.slow
+
+
+@cache
+def _marked(architecture: str) -> tuple[LoadedModel, ir.Model]:
+    model = wrap_module(tiny_model(architecture, NUM_BLOCKS))
+    return model, ort.lower(trace(model))
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    try:
+        return native_library()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def _feeds(session: Any) -> dict[str, NDArray[Any]]:
+    """A first prompt for whatever inputs a level has."""
+    rng = np.random.default_rng(0)
+    columns = np.tile(np.arange(SEQ), (BATCH, 1))
+    known: Mapping[str, NDArray[Any]] = {
+        "input_ids": rng.integers(1, VOCAB_SIZE, (BATCH, SEQ)),
+        "position_ids": columns,
+        "logits_index": columns,
+        "total_tokens": np.array(SEQ, np.int32),
+        "attention_mask": np.ones((BATCH, SEQ), np.int64),
+        "pixel_values": rng.standard_normal((BATCH, 1, 8, 8)).astype(np.float32),
+    }
+    feeds = {}
+    for value in session.get_inputs():
+        if value.name.startswith("last_slot."):
+            feeds[value.name] = np.full(BATCH, SEQ - 1, np.int32)
+        elif value.name.startswith("past_key_values."):
+            feeds[value.name] = np.zeros((BATCH, value.shape[1], CAPACITY, value.shape[3]), np.float32)
+        else:
+            feeds[value.name] = known[value.name]
+    return feeds
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8g32", "int4g16", "int4g32a"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "olmoe", "bert", "vit"])
+def test_native_and_stock_agree(architecture: str, precision: str, tmp_path: Path, library: Path) -> None:
+    chosen = Precision.parse(precision)
+    marked = _marked(architecture)[1]
+    stock = quantise_graph(marked, chosen).model if chosen.is_quantised else marked
+    levels = [cut(graph, [block_unit(SKIPPED)]) for graph in (stock, use_native_operators(stock))]
+    tensors = {name: tensor for level in levels for name, tensor in shared_tensors(level).items()}
+    locations = write_weights(tmp_path / WEIGHTS_FILE, tensors)
+    outputs = []
+    for name, level in zip(("stock", "native"), levels, strict=True):
+        save(level, tmp_path / f"{name}.onnx", locations)
+        session = open_session(tmp_path / f"{name}.onnx", threads=1, library=library)
+        outputs.append(session.run(None, _feeds(session)))
+    assert any(node.domain == DOMAIN for node in levels[1].graph)
+    for ours, theirs in zip(*outputs, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+def test_native_weights_are_stock_weights() -> None:
+    stock = quantise_graph(_marked("qwen2")[1], Precision.parse("int4g16")).model
+    native = use_native_operators(stock)
+    ours, theirs = shared_tensors(native), shared_tensors(stock)
+    # Of the embedding's bytes the native graph reads the shape of a linear layer.
+    assert {name.replace(".rows", ".packed") for name in theirs} == set(ours)
+
+
+def test_products_of_the_same_activations_are_one_node() -> None:
+    native = use_native_operators(quantise_graph(_marked("qwen2")[1], Precision.parse("int4g16")).model)
+    counts = Counter(node.op_type for node in native.graph if node.domain == DOMAIN)
+    # For each block: queries, keys and values; output; gate and up; down. And the head.
+    assert counts == {
+        "MatMulNBitsMulti": NUM_BLOCKS,
+        "GatedMatMulNBits": NUM_BLOCKS,
+        "MatMulNBits": 2 * NUM_BLOCKS + 1,
+        "GatherNBits": 1,
+    }
+    assert {"FusedMatMul", "MatMulNBits", "Sigmoid"} & {n.op_type for n in native.graph if n.domain != DOMAIN} == set()
+
+
+def test_the_stock_graph_stays_as_it_is() -> None:
+    marked = _marked("qwen2")[1]
+    before = [(node.domain, node.op_type, node.name) for node in marked.graph]
+    use_native_operators(marked)
+    assert [(node.domain, node.op_type, node.name) for node in marked.graph] == before
