@@ -25,10 +25,17 @@ def _show(output: Output, manifest: Manifest) -> None:
     for note in manifest.notes:
         output.line(f"note: {note}")
     rows = [
-        (level.name, level.depth, level.skipped, [e.backend for e in level.engines], quality_text(level.quality))
+        (
+            level.name,
+            level.depth,
+            level.skipped,
+            level.precision,
+            [f"{engine.backend}/{engine.target}" for engine in level.engines],
+            quality_text(level.quality),
+        )
         for level in manifest.levels
     ]
-    output.table("Levels", ("level", "blocks", "skipped", "engines", "quality"), rows)
+    output.table("Levels", ("level", "blocks", "skipped", "weights", "engines", "quality"), rows)
     files = [(entry.path, entry.size_bytes, entry.sha256[:16]) for entry in manifest.files]
     output.table("Files", ("file", "bytes", "SHA-256"), files)
     output.table("Built with", ("package", "version"), list(manifest.tools.items()))

@@ -31,7 +31,8 @@ def render(material: Material) -> str:
 
 def _row(material: Material, level: LevelEntry) -> list[str]:
     figures = material.quality(level)
-    cells = [escape(level.name), str(level.depth), strip(level, material.manifest.num_blocks)]
+    stored = f' <span class="soft">{level.precision}</span>' if level.precision.is_quantised else ""
+    cells = [escape(level.name) + stored, str(level.depth), strip(level, material.manifest.num_blocks)]
     cells += [with_error(figures[name].value, figures[name].stderr) for name in material.metrics]
     for phase in material.phases:
         point = material.point(level.name, phase)
