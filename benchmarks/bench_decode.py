@@ -26,10 +26,10 @@ from environment import describe
 import blockexport
 from blockexport.bundle.weights import read_locations
 from blockexport.core.jsonio import dump_json, write_atomically
-from blockexport.runtime.load import OPERATORS
 from blockexport.runtime.runtime import Runtime
 from blockexport.runtime.workload import RuntimeWorkload
 
+OPERATORS = ("native", "stock")
 TOKENS = 128
 THREADS = 2
 _PROBE_BYTES = 1 << 29

@@ -68,7 +68,8 @@ def open_session(path: Path, *, threads: int = 0, library: Path | None = None, s
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime raises a private class of its own for each kind of failure.
-        msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; rebuild the bundle with it"
+        advice = "rebuild the bundle with it" if save_packed is None else f"make room in {save_packed.parent}"
+        msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; {advice}"
         raise BundleError(msg) from error
     give_back_memory()
     return session
