@@ -17,8 +17,9 @@ from blockexport.bundle.reader import Bundle
 from blockexport.core.engine import StepInputs
 from blockexport.core.model import ModelSpec
 from blockexport.core.quality import Forward
-from blockexport.errors import RequestError
+from blockexport.errors import BundleError, RequestError
 from blockexport.runtime.kv_cache import KvCache
+from blockexport.runtime.packed_entry import PackedLevels
 
 BACKEND = "onnxruntime"
 _Runner = TypeVar("_Runner", OrtDecoder, OrtSinglePass)
@@ -33,7 +34,7 @@ class LevelFile:
         path: the graph.
         kept: blocks.
         library: operators that the graph needs beyond the backend's own.
-        stock: the same level without them, to be used should they fail to give the recorded answers on this host.
+        stock: what to use instead should this one not open, or not give the recorded answers on this host.
     """
 
     path: Path
@@ -64,25 +65,46 @@ class Engines:
         self.threads = threads
         self._files = dict(files)
         self._prove = prove
+        self._packed: PackedLevels | None = None
         self.names = tuple(files)
         self._decoders: dict[str, OrtDecoder] = {}
         self._single_pass: dict[str, OrtSinglePass] = {}
 
     @classmethod
     def of_bundle(
-        cls, bundle: Bundle, *, threads: int = 0, operators: Operators = STOCK, prove: Proof | None = None
+        cls,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        operators: Operators = STOCK,
+        packed: PackedLevels | None = None,
+        prove: Proof | None = None,
     ) -> Self:
-        """The engines of a bundle on disk; levels that have no graph for the operators use the backend's own."""
+        """The engines of a bundle on disk; levels that have no graph for the operators use the backend's own.
+
+        Args:
+            bundle: where the graphs are.
+            threads: threads within an operator; 0 lets the backend choose.
+            operators: whose operators run.
+            packed: weights packed for the backend's own operators, shared by all levels.
+            prove: see the class.
+        """
 
         def locate(level: LevelEntry) -> LevelFile:
-            stock = LevelFile(bundle.engine_path(level.name, BACKEND, STOCK.target), level.kept)
+            graph = bundle.engine_path(level.name, BACKEND, STOCK.target)
+            stock = LevelFile(graph, level.kept)
+            if packed is not None:
+                stock = LevelFile(packed.path(graph), level.kept, stock=stock)
             if operators.library is None or all(engine.target != operators.target for engine in level.engines):
                 return stock
             path = bundle.engine_path(level.name, BACKEND, operators.target)
             return LevelFile(path, level.kept, operators.library, stock)
 
         files = {level.name: locate(level) for level in bundle.manifest.levels}
-        return cls(bundle.manifest.model, files, threads=threads, prove=prove)
+        engines = cls(bundle.manifest.model, files, threads=threads, prove=prove)
+        # An entry of the cache is not removed while somebody holds it.
+        engines._packed = packed
+        return engines
 
     def rung(self, level: str) -> int:
         """How many levels are deeper.
@@ -150,16 +172,26 @@ class Engines:
 
     def _open(self, runner: type[_Runner], level: str) -> _Runner:
         file = self._files[level]
-        return runner(file.path, threads=self.threads, library=file.library)
+        try:
+            return runner(file.path, threads=self.threads, library=file.library)
+        except BundleError as error:
+            if file.stock is None:
+                raise
+            self._fall_back(level, str(error))
+            return self._open(runner, level)
 
     def _has_failed(self, level: str) -> bool:
         """Whether a level that was just opened is wrong on this host; its stock graph is then used from now on."""
-        stock = self._files[level].stock
-        if stock is None or self._prove is None or self._prove(self, level):
+        if self._files[level].library is None or self._prove is None or self._prove(self, level):
             return False
-        _log.warning("level %s gives wrong answers with native operators on this host; stock ones are used", level)
-        self._files[level] = stock
+        self._fall_back(level, "native operators do not give the recorded answers on this host")
         return True
+
+    def _fall_back(self, level: str, why: str) -> None:
+        _log.warning("level %s: %s; stock operators are used", level, why)
+        stock = self._files[level].stock
+        assert stock is not None
+        self._files[level] = stock
 
     def whole_pass(self, level: str) -> Forward:
         """Batch inputs, text padded on the right, to the level's output at every position."""

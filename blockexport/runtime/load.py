@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockexport.backends.onnxruntime.operators import OperatorChoice, choose_operators
+from blockexport.backends.onnxruntime.operators import STOCK, OperatorChoice, choose_operators
 from blockexport.bundle.reader import open_bundle
+from blockexport.runtime.packed_cache import PackedCache
 from blockexport.runtime.runtime import KV_STEP_TOKENS, Runtime
 
 
@@ -16,6 +17,7 @@ def load(
     warm_up: Sequence[str] = (),
     kv_tokens: int = KV_STEP_TOKENS,
     operators: OperatorChoice = "auto",
+    packed: bool | None = None,
 ) -> Runtime:
     """Open a bundle.
 
@@ -27,18 +29,27 @@ def load(
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
         operators: `native` for ours, which share one copy of the weights between levels and are compiled once a host;
             `stock` for those of ONNX Runtime; `auto` for ours where they can be had and are faster.
+        packed: whether stock operators use weights packed once for all levels, kept in this host's cache: True makes
+            them if they are not there, which takes several times as long as opening a level; None uses them if they
+            are there. Native operators need none.
 
     Returns:
         A runtime; its other levels are opened when they are first used.
 
     Raises:
         BackendUnavailableError: native operators are asked for and cannot be had.
-        BundleError: the folder is no bundle, or this host cannot open a level's engine.
+        BundleError: the folder is no bundle, packed weights are asked for and cannot be made, or this host cannot open
+            a level's engine.
         IntegrityError: the bundle is damaged.
         RequestError: there is no such level, or no room in the cache.
         SchemaVersionError: the bundle is of a format that this version cannot read.
     """
     bundle = open_bundle(Path(path), verify=verify)
-    runtime = Runtime(bundle, threads=threads, kv_tokens=kv_tokens, operators=choose_operators(operators))
+    chosen = choose_operators(operators)
+    levels = None
+    if chosen == STOCK and packed is not False:
+        cache = PackedCache()
+        levels = cache.open(bundle, threads=threads) if packed else cache.find(bundle)
+    runtime = Runtime(bundle, threads=threads, kv_tokens=kv_tokens, operators=chosen, packed=levels)
     runtime.warm_up(warm_up)
     return runtime

@@ -20,6 +20,7 @@ from blockexport.runtime.decode_loop import DecodeLoop, Generation
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.forward import run_whole
 from blockexport.runtime.levels import Level, levels_of
+from blockexport.runtime.packed_entry import PackedLevels
 from blockexport.runtime.profile import stored_profile
 from blockexport.runtime.prompts import (
     Prompts,
@@ -50,6 +51,7 @@ class Runtime:
         threads: threads within an operator; 0 lets the backend choose.
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
         operators: whose operators run the levels.
+        packed: weights packed for the backend's own operators, shared by all levels.
         clock: monotonic nanoseconds.
     """
 
@@ -60,6 +62,7 @@ class Runtime:
         threads: int = 0,
         kv_tokens: int = KV_STEP_TOKENS,
         operators: Operators = STOCK,
+        packed: PackedLevels | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         if kv_tokens < 1:
@@ -67,7 +70,9 @@ class Runtime:
             raise RequestError(msg)
         self.bundle = bundle
         self.spec = bundle.manifest.model
-        self.engines = Engines.of_bundle(bundle, threads=threads, operators=operators, prove=proof_of(bundle))
+        self.engines = Engines.of_bundle(
+            bundle, threads=threads, operators=operators, packed=packed, prove=proof_of(bundle)
+        )
         self._kv_tokens = kv_tokens
         self._clock = clock
         self._spare: Workspace | None = None

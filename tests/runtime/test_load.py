@@ -35,7 +35,7 @@ def test_damage_is_found_before_an_engine_is(bundle_folder: Path, tmp_path: Path
 
 def test_a_level_that_cannot_be_opened_stops_neither_requests_nor_sessions(bundle_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
-    runtime = load(folder, verify=False, threads=1)
+    runtime = load(folder, verify=False, threads=1, operators="stock")
     (folder / "d2.ort.onnx").write_bytes(b"no graph")
     wanted = runtime.generate([1, 2], 5, stop_tokens=[]).tokens
     with pytest.raises(BundleError, match=r"cannot open d2\.ort\.onnx"):
@@ -46,3 +46,20 @@ def test_a_level_that_cannot_be_opened_stops_neither_requests_nor_sessions(bundl
         session.switch("d2")
     assert (session.level, session.switches) == ("d4", ())
     assert tokens + [session.step()[0] for _ in range(3)] == wanted
+
+
+def test_packed_weights_serve_stock_operators_once_they_were_made(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BLOCKEXPORT_CACHE", str(tmp_path))
+    tokens = load(bundle_folder, threads=1, operators="stock").generate([3, 1, 4], 8, stop_tokens=[]).tokens
+    assert not (tmp_path / "packed").exists()
+    made = load(bundle_folder, threads=1, operators="stock", packed=True)
+    assert len(list((tmp_path / "packed").iterdir())) == 1
+    found = load(bundle_folder, threads=1, operators="stock")
+    for runtime in (made, found):
+        path = runtime.engines._files["d3"].path
+        assert path.is_relative_to(tmp_path / "packed")
+        assert runtime.generate([3, 1, 4], 8, stop_tokens=[]).tokens == tokens
+    without = load(bundle_folder, threads=1, operators="stock", packed=False)
+    assert without.engines._files["d3"].path.parent == bundle_folder

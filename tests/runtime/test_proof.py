@@ -1,6 +1,7 @@
 """Operators that this host compiled are trusted once they gave the recorded answers."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,9 +52,22 @@ def test_wrong_answers_bring_the_stock_operators_back(
     with caplog.at_level(logging.WARNING):
         engines.decoder("d3")
     assert engines.operators("d3") == "stock"
-    assert "level d3 gives wrong answers" in caplog.text
+    assert "level d3: native operators do not give the recorded answers" in caplog.text
     records = check_level(engines, "d3", cases["d3"])
     assert all(record.passed for record in records)
+
+
+def test_a_native_graph_that_does_not_open_is_passed_over(
+    bundle_folder: Path, native: Operators, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+    runtime = load(folder, threads=1, operators="native")
+    (folder / "d3.native.onnx").write_bytes(b"no graph")
+    with caplog.at_level(logging.WARNING):
+        tokens = runtime.generate([3, 1, 4], 4, level="d3", stop_tokens=[]).tokens
+    assert runtime.engines.operators("d3") == "stock"
+    assert "cannot open d3.native.onnx" in caplog.text
+    assert tokens == load(bundle_folder, threads=1).generate([3, 1, 4], 4, level="d3", stop_tokens=[]).tokens
 
 
 def test_a_level_without_recorded_answers_is_not_trusted(
