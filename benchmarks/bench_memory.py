@@ -29,14 +29,15 @@ DEPTHS = (24, 18, 12, 6)
 PRECISIONS = ("fp32", "int4")
 WAYS = {
     "default": "each session packs its own",
+    "native": "our operators, which read weights where they lie",
     "no packing": "`session.disable_prepacking`",
     "packed cache": "packed once into a file that all levels map (`PackedCache`)",
     "add_initializer": "weights handed to each session as shared values",
     "container": "the same, and a prepacked-weights container through the C interface",
     "one at a time": "a level is closed before the next is opened",
 }
-# Whatever the other ways give must be what the default gives; without packing the kernels are others.
-_OTHER_KERNELS = "no packing"
+# Whatever the other ways give must be what the default gives, to the last bit; these run other kernels.
+_OTHER_KERNELS = ("no packing", "native")
 _SIZES = {
     "large": {
         "hidden_size": 896,
@@ -78,26 +79,28 @@ def _make_bundles(size: str, folder: Path) -> None:
     _write_bundle(quantise_graph(marked, Precision.parse("int4")).model, folder / "int4")
 
 
-def _write_bundle(marked: Any, folder: Path) -> None:
+def _write_bundle(stock: Any, folder: Path) -> None:
     from blockexport.bundle.layout import WEIGHTS_FILE
     from blockexport.bundle.weights import write_weights
     from blockexport.export.cut import cut
     from blockexport.export.graph_file import shared_tensors, to_bytes
+    from blockexport.export.lower.native import use_native_operators
     from blockexport.export.trace import block_unit
 
     folder.mkdir(parents=True)
     last = DEPTHS[0] - 1
-    locations = None
+    marked = {"stock": stock, "native": use_native_operators(stock)}
+    tensors = {name: tensor for graph in marked.values() for name, tensor in shared_tensors(graph).items()}
+    locations = write_weights(folder / WEIGHTS_FILE, tensors)
     for depth in DEPTHS:
         kept = {round(index * last / (depth - 1)) for index in range(depth)}
-        graph = cut(marked, [block_unit(block) for block in range(DEPTHS[0]) if block not in kept])
-        if locations is None:
-            locations = write_weights(folder / WEIGHTS_FILE, shared_tensors(graph))
-        (folder / _graph(depth)).write_bytes(to_bytes(graph, locations))
+        skipped = [block_unit(block) for block in range(DEPTHS[0]) if block not in kept]
+        for operators, graph in marked.items():
+            (folder / _graph(depth, operators)).write_bytes(to_bytes(cut(graph, skipped), locations))
 
 
-def _graph(depth: int) -> str:
-    return f"d{depth}.onnx"
+def _graph(depth: int, operators: str = "stock") -> str:
+    return f"d{depth}.{operators}.onnx"
 
 
 # ---------------------------------------------------------------- one process
@@ -151,7 +154,7 @@ def _open_levels(folder: Path, way: str, depths: tuple[int, ...]) -> dict[str, A
         if way == "one at a time":
             held.clear()
         started = time.perf_counter()
-        path = folder / _graph(depth)
+        path = folder / _graph(depth, "native" if way == "native" else "stock")
         if container is not None:
             held.append(container.open(path))
             give_back_memory()
@@ -182,6 +185,10 @@ def _options(way: str, shared: dict[str, Any]) -> Any:
     options.log_severity_level = 3
     if way == "no packing":
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if way == "native":
+        from blockexport.backends.onnxruntime.operators import native_library
+
+        options.register_custom_ops_library(str(native_library()))
     for name, value in shared.items():
         options.add_initializer(name, value)
     return options
@@ -249,10 +256,10 @@ def _memory_row(folders: dict[str, Path], way: str) -> dict[str, Any]:
 
 def _first_level_seconds(folders: dict[str, Path], rounds: int) -> dict[str, Any]:
     """Seconds from before the deepest level is opened to its first logits, in fresh processes, ways taking turns."""
-    samples: dict[str, list[float]] = {"plain": [], "packed": [], "packed, digests compared": []}
+    samples: dict[str, list[float]] = {"plain": [], "native": [], "packed": [], "packed, digests compared": []}
     for number in range(rounds + 1):
         for name in sorted(samples, reverse=bool(number % 2)):
-            folder = folders["plain" if name == "plain" else "packed"]
+            folder = folders["packed" if name.startswith("packed") else "plain"]
             seconds = _in_a_process(str(folder), name, "first")["seconds"]
             if number:
                 samples[name].append(seconds)
@@ -266,14 +273,18 @@ def _first_level_seconds(folders: dict[str, Path], rounds: int) -> dict[str, Any
 def _first_child(folder: Path, way: str) -> None:
     import onnxruntime  # noqa: F401
 
+    from blockexport.backends.onnxruntime.operators import native_library
     from blockexport.backends.onnxruntime.session import open_session
     from blockexport.bundle.disk import file_sha256
+
+    # Compiled once a host, which is not what is measured.
+    library = native_library() if way == "native" else None
 
     started = time.perf_counter()
     if way.endswith("compared"):
         for name in ("packed.bin", _graph(DEPTHS[0])):
             file_sha256(folder / name)
-    session = open_session(folder / _graph(DEPTHS[0]))
+    session = open_session(folder / _graph(DEPTHS[0], "stock" if library is None else "native"), library=library)
     session.run(["logits"], _inputs(session))
     print(json.dumps({"seconds": time.perf_counter() - started}))
 
@@ -297,12 +308,19 @@ def measure(size: str, bundles: Path, rounds: int) -> dict[str, Any]:
             folders = {"plain": plain, "packed": packed}
             result[precision] = {
                 "weights_bytes": (plain / "weights.safetensors").stat().st_size,
+                "disk_ratio_four_levels_to_one": _disk_bytes(plain, DEPTHS) / _disk_bytes(plain, DEPTHS[:1]),
                 "packed_bytes": allocated_bytes(packed),
                 "packing_seconds": packing_seconds,
                 "memory": _with_ratios([_memory_row(folders, way) for way in WAYS]),
                 "first_level": _first_level_seconds(folders, rounds),
             }
     return result | {"before": before, "after": describe()}
+
+
+def _disk_bytes(folder: Path, depths: tuple[int, ...]) -> int:
+    """The weights and the graphs of some levels."""
+    graphs = [_graph(depth, operators) for depth in depths for operators in ("stock", "native")]
+    return sum((folder / name).stat().st_size for name in ("weights.safetensors", *graphs))
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -312,7 +330,7 @@ def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "failed" not in row:
             row["ratio_to_deepest"] = row["pss_all_mb"] / base
             row["ratio_own_deepest"] = row["pss_all_mb"] / row["pss_deepest_mb"]
-            if row["sums"] and row["way"] != _OTHER_KERNELS:
+            if row["sums"] and row["way"] not in _OTHER_KERNELS:
                 row["same_logits"] = row["sums"] == rows[0]["sums"]
     return rows
 
@@ -323,10 +341,12 @@ def to_markdown(result: dict[str, Any]) -> str:
     for precision in PRECISIONS:
         part = result[precision]
         weights_mb, packed_mb = part["weights_bytes"] / 1e6, part["packed_bytes"] / 1e6
+        disk = part["disk_ratio_four_levels_to_one"]
         lines += [
             f"## {precision}",
             "",
             f"Weights {weights_mb:.0f} MB; the packed cache takes {packed_mb:.0f} MB more on disk.",
+            f"On disk four levels, with both kinds of graphs, take {disk:.4f} times what one does.",
             "",
             "| way | deepest, PSS MB | four levels, PSS MB | of it private | four / deepest by default | same logits |",
             "|---|---|---|---|---|---|",
