@@ -22,7 +22,7 @@ from typing import Any
 
 from contenders import CONTENDERS, OURS, Contender, NotRunError, Places, Running
 from environment import describe
-from machine import ReadProbe, wait_until_idle
+from machine import read_gb_per_s, wait_until_idle
 from peers_report import save_plot, to_markdown
 
 from blockexport.core.jsonio import dump_json, write_atomically
@@ -147,13 +147,13 @@ def prepare(args: argparse.Namespace, work: Path) -> Places:
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """One precision and depth after another: all at once would not fit memory."""
     places = prepare(args, work)
-    before, probe = describe(), ReadProbe(args.threads)
+    before = describe()
     rows, read_gb_s = [], []
     for precision in args.precisions:
         for depth in args.depths:
-            read_gb_s.append(probe.gb_per_s())
+            read_gb_s.append(read_gb_per_s(args.threads))
             rows += measure_group(precision, depth, places, args)
-    read_gb_s.append(probe.gb_per_s())
+    read_gb_s.append(read_gb_per_s(args.threads))
     return {
         "question": "how fast does a level decode and prefill next to what else runs such a model?",
         "model": "random weights in the shape of Qwen2.5-0.5B",

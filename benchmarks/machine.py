@@ -30,19 +30,13 @@ def _ticks() -> tuple[int, int]:
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
-class ReadProbe:
-    """Sums an array that no cache holds, each thread a part of its own."""
-
-    def __init__(self, threads: int, num_bytes: int = 2**30) -> None:
-        self._parts = np.array_split(np.ones(num_bytes // 8, np.int64), threads)
-        self._num_bytes = num_bytes
-
-    def gb_per_s(self) -> float:
-        """Bandwidth right now, the best of three."""
-        with ThreadPoolExecutor(len(self._parts)) as pool:
-            return self._num_bytes / min(self._seconds(pool) for _ in range(3)) / 1e9
-
-    def _seconds(self, pool: ThreadPoolExecutor) -> float:
-        started = time.perf_counter()
-        list(pool.map(np.sum, self._parts))
-        return time.perf_counter() - started
+def read_gb_per_s(threads: int, num_bytes: int = 2**30) -> float:
+    """Bandwidth right now, the best of three: each thread sums its part of an array that no cache holds."""
+    parts = np.array_split(np.ones(num_bytes // 8, np.int64), threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            started = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            seconds.append(time.perf_counter() - started)
+    return num_bytes / min(seconds) / 1e9
