@@ -129,11 +129,11 @@ def _as_matrix(prompts: Any, attention_mask: Any, pad_token: int) -> tuple[NDArr
         if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
             msg = f"prompts hold {row.dtype} {row.shape}; give integer token ids, (tokens,) or (batch, tokens)"
             raise RequestError(msg)
-    widths = [len(row) for row in rows]
-    tokens = np.full((len(rows), max(widths, default=0)), pad_token, np.int64)
-    real = np.zeros(tokens.shape, np.bool_)
+    widths = np.array([len(row) for row in rows], np.int64)
+    tokens = np.full((len(rows), widths.max(initial=0)), pad_token, np.int64)
+    real = np.arange(tokens.shape[1]) < widths[:, None]
     for i, row in enumerate(rows):
-        tokens[i, : widths[i]], real[i, : widths[i]] = row, True
+        tokens[i, : len(row)] = row
     if attention_mask is not None:
         mask = np.atleast_2d(np.asarray(attention_mask))
         if mask.shape != tokens.shape:

@@ -49,10 +49,14 @@ def test_from_a_checkpoint_to_answers(architecture: str, settings: dict[str, Any
     bx.build(model, ladder, out=tmp_path / "bundle", options=BuildOptions(data=data))
 
     checks = verify_bundle(tmp_path / "bundle")
-    assert {check.status for check in checks} == {"ok"}
+    # Without a compiler our own operators cannot be proved, and that is said.
+    assert {check.status for check in checks if check.id != "parity:native"} == {"ok"}
     num_cases = 4 if model.spec.kind == "decoder" else 1
-    assert sum(check.id.startswith("parity:") for check in checks) == len(ladder.levels) * num_cases
-    assert sum(check.id.startswith("audit:") for check in checks) == len(ladder.levels)
+    stock = [check.id for check in checks if ":native" not in check.id]
+    assert sum(name.startswith("parity:") for name in stock) == len(ladder.levels) * num_cases
+    assert sum(check.id.startswith("audit:") for check in checks) == 2 * len(ladder.levels)
+    native = {check.id.split(":")[1] for check in checks if check.id.startswith("parity:") and ":native:" in check.id}
+    assert native in (set(), {level.name for level in ladder.levels})
 
     runtime = bx.load(tmp_path / "bundle")
     for level in ladder.levels:

@@ -181,8 +181,8 @@ def test_a_failed_gate_leaves_the_old_bundle_and_says_why(again: Path, cache: Pa
 
 @pytest.mark.slow
 def test_a_failed_gate_leaves_no_bundle_where_there_was_none(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path, RECIPE.replace("accuracy = 0.05", "elegance = 1.0"))
-    with pytest.raises(QualityError, match="elegance was not measured"):
+    path = write(tmp_path, RECIPE.replace("accuracy = 0.05", "cosine = 1.0"))
+    with pytest.raises(QualityError, match="cosine was not measured"):
         run_recipe(path, RecipeOptions(cache_folder=cache))
     names = {item.name for item in (tmp_path / "out").iterdir()}
     assert names == {"bundle.summary.md", "bundle.junit.xml"}
@@ -196,6 +196,7 @@ def test_a_failed_gate_leaves_no_bundle_where_there_was_none(tmp_path: Path, cac
         ("[score]", '[score]\ndata = "none.npz"', DataError),
         ("[select]", '[quality]\ndata = "none.npz"\n[select]', DataError),
         ("max_build_seconds = 1000", "max_build_seconds = 0", ConfigError),
+        ("accuracy = 0.05", "elegance = 1.0", ConfigError),
         ("[score]", "[scores]", ConfigError),
         ('"activation"', '"guess"', ConfigError),
         ("[12, 6]", "[13]", ConfigError),
