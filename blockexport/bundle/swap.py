@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from blockexport.core.jsonio import sync_directory
@@ -27,18 +27,23 @@ _EXCHANGE_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
 
 @contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Keep other writers of `out` waiting; where the file system has no locks, they are not.
-
-    It is the folder around `out` that is locked, and only for the moments in which `out` is looked at and replaced.
-    """
-    descriptor = os.open(out.parent, os.O_RDONLY)
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others who lock a folder waiting; where the file system has no locks, they are not."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def exclusive(out: Path) -> AbstractContextManager[None]:
+    """Keep other writers of `out` waiting.
+
+    It is the folder around `out` that is locked, and only for the moments in which `out` is looked at and replaced.
+    """
+    return locked(out.parent)
 
 
 def create_staging(out: Path) -> tuple[Path, int]:

@@ -11,8 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from blockexport.backends.onnxruntime.packing import pack_graphs
 from blockexport.backends.onnxruntime.probe import gives_same_outputs
 from blockexport.bundle.disk import flush_tree, scan_tree, write_errors
 from blockexport.bundle.reader import Bundle
+from blockexport.bundle.swap import locked
 from blockexport.core.host_cache import default_cache_folder
 from blockexport.core.host_memory import available_memory_bytes
 from blockexport.core.jsonio import dump_json, sync_directory
@@ -87,7 +87,7 @@ class PackedCache:
             return found
         with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._exclusive():
+            with locked(self.folder):
                 found = self.find(bundle, verify=verify)
                 if found is None:
                     identity = identity_of(bundle)
@@ -113,23 +113,12 @@ class PackedCache:
         """
         if not self.folder.is_dir():
             return []
-        with write_errors(self.folder), self._exclusive():
+        with write_errors(self.folder), locked(self.folder):
             self._remove_rubbish()
             return [entry for entry in self.entries() if self._remove(entry)]
 
     def _place(self, identity: dict[str, Any]) -> Path:
         return self.folder / hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Keep other writers waiting; where the file system has no locks, they are not."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def _make(self, place: Path, identity: dict[str, Any], bundle: Bundle, threads: int) -> None:
         self._remove_rubbish()
@@ -167,7 +156,7 @@ class PackedCache:
             self._remove(entry)
 
     def _remove(self, entry: PackedEntry) -> bool:
-        """Whether an entry could be removed, being used by nobody; to be called inside `_exclusive`."""
+        """Whether an entry could be removed, being used by nobody; to be called while the cache is locked."""
         place = self.folder / entry.key
         lock = lock_folder(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
