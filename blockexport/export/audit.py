@@ -13,7 +13,7 @@ from blockexport.core.masks import DepthMask
 
 _CACHE_NAME = re.compile(r"^(?:past_key_values|present|last_slot)\.(\d+)(?:\.(?:key|value))?$")
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-_ATTENTION_OPS = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
+_ATTENTION_OPS = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention", "CachedAttention"})
 
 
 def audit(path: Path, mask: DepthMask, block_path: str) -> list[str]:
@@ -77,5 +77,5 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
 
 _COMPUTE_OPS = _ATTENTION_OPS | {
     *("MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"),
-    *("MatMulNBits", "MatMulNBitsMulti", "GatedMatMulNBits", "GatedMatMul"),
+    "MatMulNBits",
 }

@@ -88,11 +88,80 @@ def matmul(a: Floats, w: Floats, bias: Floats | None = None) -> NDArray[np.float
     return out if bias is None else out + bias
 
 
+def rms_norm(a: Floats, weight: Floats, epsilon: float) -> NDArray[np.float64]:
+    """What rows (rows, k) are before they are multiplied, with the attribute `rms_epsilon` (arXiv:1910.07467)."""
+    wide = a.astype(np.float64)
+    out: NDArray[np.float64] = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+    return out
+
+
 def gated(gate: Floats, up: Floats) -> Floats:
-    """What `GatedMatMulNBits` and `GatedMatMul` make of their two products: silu(gate) * up."""
+    """What products with the attribute `gated` become: silu(gate) * up."""
     return gate / (1.0 + np.exp(-gate)) * up
 
 
 def gather_nbits(w: Quantised, indices: NDArray[np.int64]) -> NDArray[np.float64]:
     """`GatherNBits`: rows of the matrix, (*indices.shape, k)."""
     return dequantise(w)[indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Angles of the new tokens: cosines and sines, (batch, seq, half) each."""
+
+    cos: Floats
+    sin: Floats
+
+    def __call__(self, heads: Floats) -> NDArray[np.float64]:
+        """Rotate the first 2 * half components of heads (batch, seq, heads, head_dim) by halves."""
+        half = self.cos.shape[-1]
+        cos, sin = self.cos[:, :, None].astype(np.float64), self.sin[:, :, None].astype(np.float64)
+        first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def cached_attention(
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    past: tuple[Floats, Floats],
+    first_slots: list[int],
+    *,
+    scale: float,
+    window: int = -1,
+    softcap: float = 0.0,
+    rotary: Rotary | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`CachedAttention`: append new keys and values to the cache and attend to it, causally.
+
+    Args:
+        query: (batch, seq, heads, head_dim).
+        key: (batch, seq, kv_heads, head_dim), before the rotary embedding; `value` likewise.
+        value: see `key`.
+        past: keys and values, (batch, kv_heads, capacity, head_dim) each.
+        first_slots: of each row, where its first new token goes.
+        scale: of the scores.
+        window: how many tokens a token sees, itself the last; 0 or less for all.
+        softcap: scores become softcap * tanh(scores / softcap), if it is not 0.
+        rotary: of queries and keys.
+
+    Returns:
+        What was attended (batch, seq, heads, head_dim), and the cache.
+    """
+    if rotary is not None:
+        query, key = rotary(query), rotary(key)
+    keys, values = (kept.astype(np.float64) for kept in past)
+    seq, shared = query.shape[1], query.shape[2] // key.shape[2]
+    out = np.zeros(query.shape)
+    for row, first in enumerate(first_slots):
+        keys[row, :, first : first + seq] = key[row].swapaxes(0, 1)
+        values[row, :, first : first + seq] = value[row].swapaxes(0, 1)
+        for token in range(seq):
+            slot = first + token
+            seen = slice(max(0, slot + 1 - window) if window > 0 else 0, slot + 1)
+            for head in range(query.shape[2]):
+                scores = keys[row, head // shared, seen] @ query[row, token, head].astype(np.float64) * scale
+                scores = softcap * np.tanh(scores / softcap) if softcap else scores
+                weights = np.exp(scores - scores.max())
+                out[row, token, head] = weights / weights.sum() @ values[row, head // shared, seen]
+    return out, keys, values

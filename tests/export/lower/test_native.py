@@ -99,17 +99,30 @@ def test_native_weights_are_stock_weights() -> None:
     assert {name.replace(".rows", ".packed") for name in theirs} == set(ours)
 
 
-def test_products_of_the_same_activations_are_one_node() -> None:
-    native = use_native_operators(quantise_graph(_marked("qwen2")[1], Precision.parse("int4g16")).model)
+@pytest.mark.parametrize("precision", ["fp32", "int4g16"])
+def test_a_block_is_five_nodes(precision: str) -> None:
+    marked = _marked("qwen2")[1]
+    chosen = Precision.parse(precision)
+    native = use_native_operators(quantise_graph(marked, chosen).model if chosen.is_quantised else marked)
+    product = "MatMulNBits" if chosen.is_quantised else "MatMul"
     counts = Counter(node.op_type for node in native.graph if node.domain == DOMAIN)
-    # For each block: queries, keys and values; output; gate and up; down. And the head.
-    assert counts == {
-        "MatMulNBitsMulti": NUM_BLOCKS,
-        "GatedMatMulNBits": NUM_BLOCKS,
-        "MatMulNBits": 2 * NUM_BLOCKS + 1,
-        "GatherNBits": 1,
-    }
-    assert {"FusedMatMul", "MatMulNBits", "Sigmoid"} & {n.op_type for n in native.graph if n.domain != DOMAIN} == set()
+    # For each block: queries, keys and values; attention; output; gate and up; down. And the head.
+    wanted = {product: 4 * NUM_BLOCKS + 1, "CachedAttention": NUM_BLOCKS}
+    assert counts == wanted | ({"GatherNBits": 1} if chosen.is_quantised else {})
+    gone = {"FusedMatMul", "MatMulNBits", "Sigmoid", "RotaryEmbedding", "GroupQueryAttention"}
+    assert gone & {node.op_type for node in native.graph if node.domain != DOMAIN} == set()
+    # Of norms only the last is left, which stands before rows are chosen; of additions none of the residual stream.
+    assert sum(node.op_type == "RMSNormalization" for node in native.graph) == 1
+    flags = Counter(name for node in native.graph for name in ("residual", "gated") if name in node.attributes)
+    assert flags == {"residual": 2 * NUM_BLOCKS, "gated": NUM_BLOCKS}
+
+
+def test_what_others_read_too_stays() -> None:
+    """Gemma 2 normalises what a layer gives before it is added: neither addition nor norm has one reader of ours."""
+    native = use_native_operators(_marked("gemma2")[1])
+    ours = [node for node in native.graph if node.domain == DOMAIN]
+    assert not any("residual" in node.attributes for node in ours)
+    assert sum(node.op_type == "Add" for node in native.graph) >= 2 * NUM_BLOCKS
 
 
 def test_the_stock_graph_stays_as_it_is() -> None:

@@ -46,11 +46,15 @@ def on_path(request: pytest.FixtureRequest, library: Path, tmp_path_factory: pyt
     return copy
 
 
+def _attribute(name: str, value: float) -> ir.Attr:
+    return ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrFloat32(name, value)
+
+
 def graph(
     op: str,
     inputs: dict[str, np.ndarray | None],
     *,
-    attributes: dict[str, int] | None = None,
+    attributes: dict[str, int | float] | None = None,
     fed: tuple[str, ...] = ("A",),
     num_outputs: int = 1,
     domain: str = DOMAIN,
@@ -70,7 +74,7 @@ def graph(
         domain,
         op,
         list(values.values()),
-        attributes=[ir.AttrInt64(name, value) for name, value in (attributes or {}).items()],
+        attributes=[_attribute(name, value) for name, value in (attributes or {}).items()],
         outputs=outputs,
     )
     given = {name: value for name, value in values.items() if value is not None}

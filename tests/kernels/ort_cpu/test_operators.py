@@ -32,8 +32,9 @@ def _quantised(rng: np.random.Generator, n: int, k: int, bits: int, block: int, 
     )
 
 
-def _attributes(w: Quantised) -> dict[str, int]:
-    return {"K": w.k, "N": len(w.codes), "bits": w.bits, "block_size": w.block_size}
+def _attributes(w: Quantised, **flags: float) -> dict[str, int | float]:
+    layout = {"K": w.k, "bits": w.bits, "block_size": w.block_size, "zero_points": int(w.zeros is not None)}
+    return {**layout, **flags}
 
 
 def _activations(rng: np.random.Generator, rows: int, k: int) -> np.ndarray:
@@ -50,8 +51,10 @@ def _tolerance(a: np.ndarray, w: Quantised) -> np.ndarray:
     return (w.num_blocks + 16) * EPSILON * magnitude
 
 
-def _inputs(a: np.ndarray, w: Quantised, bias: np.ndarray | None = None) -> dict[str, np.ndarray | None]:
-    return {"A": a, "B": w.codes, "scales": w.scales, "zero_points": w.zeros, "bias": bias}
+def _inputs(a: np.ndarray, w: Quantised, **others: np.ndarray | None) -> dict[str, np.ndarray | None]:
+    """What follows the weights by their flags' order: bias, residual, norm."""
+    given = {"A": a, "B": w.codes, "scales": w.scales, "zero_points": w.zeros, **others}
+    return {name: array for name, array in given.items() if array is not None}
 
 
 @pytest.mark.parametrize(("bits", "block", "zeros"), FORMATS)
@@ -62,7 +65,7 @@ def test_matmul_nbits_is_the_reference(on_path: Path, run: Run, bits: int, block
         bias = rng.standard_normal(n, dtype=np.float32)
         for count in (1, rows):
             a = _activations(rng, count, k)
-            (out,) = run(on_path, "MatMulNBits", _inputs(a, w, bias), attributes=_attributes(w))
+            (out,) = run(on_path, "MatMulNBits", _inputs(a, w, bias=bias), attributes=_attributes(w, bias=1))
             wanted = reference.matmul_nbits(a, w, bias)
             tolerance = _tolerance(a, w) + 2 * EPSILON * (np.abs(wanted) + np.abs(bias))
             assert np.all(np.abs(out - wanted) <= tolerance), (n, k, count)
@@ -91,13 +94,9 @@ def test_matmul_nbits_agrees_with_onnxruntime(
     rng = np.random.default_rng(rows)
     w = _quantised(rng, 65, 896, bits, block, zeros)
     a = _activations(rng, rows, 896)
-    settings = _attributes(w)
-    (ours,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=settings)
-    stock = _inputs(a, w)
-    del stock["bias"]
-    if w.zeros is None:
-        del stock["zero_points"]
-    (theirs,) = run(None, "MatMulNBits", stock, attributes={**settings, "accuracy_level": 4}, domain="com.microsoft")
+    (ours,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
+    settings = {"K": w.k, "N": len(w.codes), "bits": w.bits, "block_size": w.block_size, "accuracy_level": 4}
+    (theirs,) = run(None, "MatMulNBits", _inputs(a, w), attributes=settings, domain="com.microsoft")
     exact = reference.dequantise(w)
     _, scales = reference.quantise_activations(a, block)
     rounding = 0.5 * scales.repeat(block, axis=1)[:, :896] @ np.abs(exact).T + _tolerance(a, w)
@@ -112,7 +111,7 @@ def test_matmul_is_exact_to_fp32(on_path: Path, run: Run) -> None:
         w, bias = _activations(rng, n, k), rng.standard_normal(n, dtype=np.float32)
         for count in (1, rows):
             a = _activations(rng, count, k)
-            (out,) = run(on_path, "MatMul", {"A": a, "W": w, "bias": bias})
+            (out,) = run(on_path, "MatMul", {"A": a, "W": w, "bias": bias}, attributes={"bias": 1})
             tolerance = (k + 2) * EPSILON * (np.abs(a) @ np.abs(w).T + np.abs(bias))
             assert np.all(np.abs(out - reference.matmul(a, w, bias)) <= tolerance), (n, k, count)
             (theirs,) = run(None, "MatMul", {"A": a, "W": np.ascontiguousarray(w.T)}, domain="")
@@ -152,12 +151,54 @@ def test_several_products_are_those_of_one(on_path: Path, run: Run, zeros: bool,
     for i, (w, bias) in enumerate(zip(matrices, biases, strict=True)):
         given = {f"B{i}": w.codes, f"scales{i}": w.scales, f"zeros{i}": w.zeros, f"bias{i}": bias}
         inputs |= {name: array for name, array in given.items() if array is not None}
-    settings = {**_attributes(matrices[0]), "zero_points": int(zeros), "bias": int(with_bias)}
-    outs = run(on_path, "MatMulNBitsMulti", inputs, attributes=settings, num_outputs=3)
+    settings = _attributes(matrices[0], bias=int(with_bias))
+    outs = run(on_path, "MatMulNBits", inputs, attributes=settings, num_outputs=3)
     for out, w, bias in zip(outs, matrices, biases, strict=True):
-        (single,) = run(on_path, "MatMulNBits", _inputs(a, w, bias), attributes=_attributes(w))
-        tolerance = 2 * _tolerance(a, w)
-        assert np.all(np.abs(out - single) <= tolerance)
+        alone = _attributes(w, bias=int(with_bias))
+        (single,) = run(on_path, "MatMulNBits", _inputs(a, w, bias=bias), attributes=alone)
+        np.testing.assert_array_equal(out, single)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_several_dense_products_are_those_of_one(on_path: Path, run: Run, rows: int) -> None:
+    rng = np.random.default_rng(10)
+    a = _activations(rng, rows, 96)
+    matrices = [_activations(rng, n, 96) for n in (70, 16, 33)]
+    inputs = {"A": a} | {f"W{i}": w for i, w in enumerate(matrices)}
+    outs = run(on_path, "MatMul", inputs, num_outputs=3)
+    for out, w in zip(outs, matrices, strict=True):
+        np.testing.assert_array_equal(out, run(on_path, "MatMul", {"A": a, "W": w})[0])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 200])
+def test_norm_and_residual_are_taken_in(on_path: Path, run: Run, rows: int) -> None:
+    """Against the reference in fp64. A norm adds k + 4 roundings of fp32 to activations that then are rounded again:
+    whatever comes of that in the codes is at most one step each, which the dense product does not have."""
+    rng = np.random.default_rng(11)
+    k = 112
+    a, norm = _activations(rng, rows, k), rng.standard_normal(k, dtype=np.float32)
+    normalised = reference.rms_norm(a, norm, 1e-3)
+
+    dense, residual = _activations(rng, 70, k), _activations(rng, rows, 70)
+    inputs = {"A": a, "W": dense, "residual": residual, "norm": norm}
+    (out,) = run(on_path, "MatMul", inputs, attributes={"residual": 1, "rms_epsilon": 1e-3})
+    wanted = reference.matmul(normalised, dense) + residual
+    tolerance = (2 * k + 8) * EPSILON * (np.abs(normalised) @ np.abs(dense).T + np.abs(residual))
+    assert np.all(np.abs(out - wanted) <= tolerance)
+
+    w = _quantised(rng, 70, k, 8, 16, False)
+    (out,) = run(
+        on_path,
+        "MatMulNBits",
+        _inputs(a, w, residual=residual, norm=norm),
+        attributes=_attributes(w, residual=1, rms_epsilon=1e-3),
+    )
+    single = normalised.astype(np.float32)
+    _, scales = reference.quantise_activations(single, 16)
+    one_step = scales.repeat(16, axis=1)[:, :k] @ np.abs(reference.dequantise(w)).T
+    wanted = reference.matmul_nbits(single, w) + residual
+    assert np.all(np.abs(out - wanted) <= one_step)
+    assert np.median(np.abs(out - wanted)) <= np.median(_tolerance(single, w))  # most codes are the same
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -167,16 +208,16 @@ def test_gated_products_are_gated(on_path: Path, run: Run, zeros: bool, rows: in
     rng = np.random.default_rng(4)
     a = _activations(rng, rows, 96)
     gate, up = (_quantised(rng, 70, 96, 4, 32, zeros) for _ in range(2))
-    inputs = {"A": a, "gate": gate.codes, "gate_scales": gate.scales, "up": up.codes, "up_scales": up.scales}
-    inputs |= {"gate_zeros": gate.zeros, "up_zeros": up.zeros}
-    (out,) = run(on_path, "GatedMatMulNBits", inputs, attributes=_attributes(gate))
+    inputs = {f"gate_{name}": array for name, array in _inputs(a, gate).items() if name != "A"}
+    inputs = {"A": a, **inputs, **{name: array for name, array in _inputs(a, up).items() if name != "A"}}
+    (out,) = run(on_path, "MatMulNBits", inputs, attributes=_attributes(gate, gated=1))
     g, u = reference.matmul_nbits(a, gate), reference.matmul_nbits(a, up)
     wanted = reference.gated(g, u)
     tolerance = 1.1 * np.abs(u) * _tolerance(a, gate) + np.abs(g) * _tolerance(a, up) + 16 * EPSILON * np.abs(wanted)
     assert np.all(np.abs(out - wanted) <= tolerance + 1e-30)
 
     wg, wu = _activations(rng, 70, 96), _activations(rng, 70, 96)
-    (dense,) = run(on_path, "GatedMatMul", {"A": a, "gate": wg, "up": wu})
+    (dense,) = run(on_path, "MatMul", {"A": a, "gate": wg, "up": wu}, attributes={"gated": 1})
     g, u = reference.matmul(a, wg), reference.matmul(a, wu)
     error = 98 * EPSILON * (np.abs(a) @ np.abs(wg).T), 98 * EPSILON * (np.abs(a) @ np.abs(wu).T)
     wanted = reference.gated(g, u)
@@ -212,14 +253,15 @@ def test_sessions_share_one_file(library: Path, run: Run, make_graph: Any, open_
         assert maps.read_text().count(str(tmp_path / "weights.bin")) >= 2
 
 
-def _wrong(w: Quantised, **changed: Any) -> tuple[dict[str, Any], dict[str, int]]:
+def _wrong(w: Quantised, **changed: Any) -> tuple[dict[str, Any], dict[str, float]]:
     inputs = _inputs(np.zeros((1, 64), np.float32), w)
     attributes = _attributes(w)
     for name, value in changed.items():
-        if name in attributes:
+        if name in attributes and name not in {"zero_points", "bias"}:
             attributes[name] = value
         else:
             inputs[name] = value
+            attributes |= {name: 1} if name in {"zero_points", "bias"} else {}
     return inputs, attributes
 
 
@@ -251,13 +293,21 @@ def test_other_mistakes_are_refused(library: Path, run: Run) -> None:
         run(library, "GatherNBits", gather, attributes=_attributes(w), fed=("indices",))
     a = np.zeros((1, 64), np.float32)
     gated = {"A": a, "gate": w.codes, "gs": w.scales, "up": other.codes, "us": other.scales}
-    with pytest.raises(Exception, match="wanted 8 rows, as gate_B"):
-        run(library, "GatedMatMulNBits", gated, attributes=_attributes(w))
-    gated |= {"up": w.codes, "us": w.scales, "gz": None, "uz": np.zeros((8, 1), np.uint8)}
-    with pytest.raises(Exception, match="for both or for none"):
-        run(library, "GatedMatMulNBits", gated, attributes=_attributes(w))
+    with pytest.raises(Exception, match="the gate has 8 rows and up has 9"):
+        run(library, "MatMulNBits", gated, attributes=_attributes(w, gated=1))
+    with pytest.raises(Exception, match="gated products take neither bias nor residual"):
+        run(library, "MatMulNBits", gated, attributes=_attributes(w, gated=1, residual=1))
     several = {"A": a, "B": w.codes, "s": w.scales, "B1": w.codes}
-    with pytest.raises(Exception, match="4 inputs for 2 outputs, wanted A and 2 for each"):
-        run(library, "MatMulNBitsMulti", several, attributes=_attributes(w), num_outputs=2)
+    with pytest.raises(Exception, match="4 inputs, wanted 5 for 2 products by its attributes"):
+        run(library, "MatMulNBits", several, attributes=_attributes(w), num_outputs=2)
+    several |= {"s1": w.scales, "residual": np.zeros((1, 8), np.float32)}
+    with pytest.raises(Exception, match="a residual is added to one output"):
+        run(library, "MatMulNBits", several, attributes=_attributes(w, residual=1), num_outputs=2)
+    wrong = _inputs(a, w, residual=np.zeros((1, 9), np.float32))
+    with pytest.raises(Exception, match=r"'residual' is \(1, 9\), wanted \(1, 8\) fp32"):
+        run(library, "MatMulNBits", wrong, attributes=_attributes(w, residual=1))
+    wrong = _inputs(a, w, norm=np.zeros(63, np.float32))
+    with pytest.raises(Exception, match=r"'norm' is \(63\), wanted \(64\) fp32"):
+        run(library, "MatMulNBits", wrong, attributes=_attributes(w, rms_epsilon=1e-6))
     with pytest.raises(Exception, match="'bits' is missing"):
         run(library, "MatMulNBits", _inputs(a, w), attributes={"K": 64, "block_size": 32})

@@ -18,8 +18,9 @@ struct Quantised {
   float* scales[kTileRows];
   int32_t* sums[kTileRows];
 
-  Quantised(const Layout& layout, const float* rows, int64_t num_rows) {
-    thread_local std::vector<Line> memory[3];
+  Quantised(const Layout& layout, const Rows& rows, int64_t first, int64_t num_rows) {
+    thread_local std::vector<Line> memory[4];
+    auto* normalised = scratch<float>(memory[3], layout.k);
     const int64_t length = layout.groups * layout.group_codes();
     auto* all_codes = scratch<int8_t>(memory[0], kTileRows * length);
     auto* all_scales = scratch<float>(memory[1], kTileRows * layout.blocks);
@@ -28,7 +29,7 @@ struct Quantised {
       codes[r] = all_codes + r * length;
       scales[r] = all_scales + r * layout.blocks;
       sums[r] = all_sums + r * layout.blocks;
-      path().quantise(layout, rows + r * layout.k, codes[r], scales[r], sums[r]);
+      path().quantise(layout, rows.row(first + r, normalised), codes[r], scales[r], sums[r]);
     }
   }
 };
@@ -40,26 +41,24 @@ int64_t panel_bytes(const Layout& layout) {
 
 }  // namespace
 
-Activations::Activations(const Context& context, const Layout& layout, const float* a, int64_t rows, bool one_zero)
-    : layout_(layout), one_zero_(one_zero), many_(rows >= kManyRows && path().tiles != nullptr) {
+Activations::Activations(const Context& context, const Layout& layout, const Rows& rows, bool one_zero)
+    : layout_(layout), rows_(rows), one_zero_(one_zero), many_(rows.count >= kManyRows && path().tiles != nullptr) {
   thread_local std::vector<Line> memory[2];
   if (!many_) {
-    records_ = scratch<Record>(memory[0], rows * layout.groups);
-    context.parallel(rows, [&](int64_t row) { write_records(a + row * layout.k, records_ + row * layout.groups); });
+    records_ = scratch<Record>(memory[0], rows.count * layout.groups);
+    context.parallel(rows.count, [&](int64_t row) { write_records(row, records_ + row * layout.groups); });
     return;
   }
-  const int64_t num_panels = (rows + kTileRows - 1) / kTileRows;
+  const int64_t num_panels = (rows.count + kTileRows - 1) / kTileRows;
   auto* bytes = scratch<int8_t>(memory[0], num_panels * panel_bytes(layout));
   panels_ = scratch<Panel>(memory[1], num_panels);
   context.parallel(num_panels, [&](int64_t index) {
-    const int64_t row = index * kTileRows;
-    write_panel(a + row * layout.k, std::min<int64_t>(kTileRows, rows - row), bytes + index * panel_bytes(layout),
-                panels_ + index);
+    write_panel(index * kTileRows, bytes + index * panel_bytes(layout), panels_ + index);
   });
 }
 
-void Activations::write_records(const float* row, Record* records) const {
-  const Quantised from(layout_, row, 1);
+void Activations::write_records(int64_t row, Record* records) const {
+  const Quantised from(layout_, rows_, row, 1);
   const int codes_per_lane = layout_.group_codes() / 16;
   for (int64_t group = 0; group < layout_.groups; ++group) {
     Record& record = records[group];
@@ -83,8 +82,9 @@ void Activations::write_records(const float* row, Record* records) const {
 }
 
 // Rows that are not there repeat the last one; nobody reads their products.
-void Activations::write_panel(const float* rows, int64_t num_rows, int8_t* memory, Panel* panel) const {
-  const Quantised from(layout_, rows, num_rows);
+void Activations::write_panel(int64_t first, int8_t* memory, Panel* panel) const {
+  const int64_t num_rows = std::min<int64_t>(kTileRows, rows_.count - first);
+  const Quantised from(layout_, rows_, first, num_rows);
   auto* corrections = reinterpret_cast<int32_t*>(memory + kTileRows * layout_.padded_k());
   auto* scales = reinterpret_cast<float*>(corrections + kTileRows * layout_.blocks);
   *panel = {memory, corrections, scales};

@@ -1,6 +1,7 @@
 // AVX2: the same sums with 32 bytes of weights at a time. Many rows of activations are taken one by one.
 #include <immintrin.h>
 
+#include "attention_body.h"
 #include "elementwise.h"
 #include "paths.h"
 
@@ -108,8 +109,10 @@ void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int6
   }
 }
 
+void attend(const AttentionTask& task) { attend_with(task, turn_one_by_one); }
+
 }  // namespace
 
-const Path kAvx2 = {"avx2", quantise, dot, nullptr, dense_dot, nullptr, silu_times};
+const Path kAvx2 = {"avx2", quantise, dot, nullptr, dense_dot, nullptr, silu_times, rms_norm, rotate, attend};
 
 }  // namespace blockexport

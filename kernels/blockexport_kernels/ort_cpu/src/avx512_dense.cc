@@ -4,8 +4,9 @@
 namespace blockexport::avx512 {
 namespace {
 
-static_assert(kDenseRows == 12);
-constexpr int64_t kDepth = kDenseScratch / kTileColumns;  // of K, at a time
+static_assert(kDenseRows == 32);
+constexpr int64_t kDepth = 512;  // of K, at a time: a panel of so many stays in the second cache
+constexpr int kGroup = 12;       // rows of w, at a time
 
 // kRows rows of w, `apart` rows from one another (long streams that the processor's prefetchers follow), times kVectors
 // rows of activations, `stride` apart in y.
@@ -19,6 +20,7 @@ void dense_rows(int64_t k, const float* a, const float* w, int64_t apart, float*
     __m512 activations[kVectors];
     UNROLLED for (int v = 0; v < kVectors; ++v) activations[v] = _mm512_maskz_loadu_ps(mask, a + v * k + i);
     UNROLLED for (int r = 0; r < kRows; ++r) {
+      prefetch_stream(w + r * apart * k + i);
       const __m512 weights = _mm512_maskz_loadu_ps(mask, w + r * apart * k + i);
       UNROLLED for (int v = 0; v < kVectors; ++v) totals[r][v] = _mm512_fmadd_ps(activations[v], weights, totals[r][v]);
     }
@@ -38,50 +40,58 @@ void dense_vectors(int64_t k, const float* a, const float* w, int64_t count, flo
   for (int64_t n = 4 * apart; n < count; ++n) dense_rows<1, kVectors>(k, a, w + n * k, 0, y + n, stride);
 }
 
-// out (depth, kTileColumns) = columns of w from `from` on; those that are not there repeat the last.
-void pack(int64_t k, const float* w, int64_t count, int64_t from, int64_t depth, float* out) {
-  __m512i column[16];
-  for (int64_t half = 0; half < kTileColumns; half += 16) {
-    const void* rows[16];
-    for (int64_t i = 0; i < 16; ++i) rows[i] = w + (half + i < count ? half + i : count - 1) * k + from;
-    for (int64_t at = 0; at < depth; at += 16) {
-      transpose(rows, at, first_lanes(depth - at), column);
-      for (int64_t i = at; i < depth && i < at + 16; ++i) {
-        _mm512_store_si512(out + i * kTileColumns + half, column[i - at]);
+// sums (kColumns, apart) += w (kColumns, k)[:, :depth] . panel (depth, kDenseRows)[:, :16 * kVectors]. Weights are read
+// where they lie, one by one for 16 rows of activations each: nothing is packed but the activations.
+template <int kColumns, int kVectors>
+void tile(int64_t k, int64_t depth, const float* panel, const float* w, bool add, float* sums, int64_t apart) {
+  __m512 totals[kColumns][kVectors];
+  UNROLLED for (int c = 0; c < kColumns; ++c) {
+    UNROLLED for (int v = 0; v < kVectors; ++v) {
+      totals[c][v] = add ? _mm512_load_ps(sums + c * apart + v * 16) : _mm512_setzero_ps();
+    }
+  }
+  for (int64_t i = 0; i < depth; ++i) {
+    __m512 rows[kVectors];
+    UNROLLED for (int v = 0; v < kVectors; ++v) rows[v] = _mm512_load_ps(panel + i * kDenseRows + v * 16);
+    UNROLLED for (int c = 0; c < kColumns; ++c) {
+      const __m512 weight = _mm512_set1_ps(w[c * k + i]);
+      UNROLLED for (int v = 0; v < kVectors; ++v) totals[c][v] = _mm512_fmadd_ps(weight, rows[v], totals[c][v]);
+    }
+  }
+  UNROLLED for (int c = 0; c < kColumns; ++c) {
+    UNROLLED for (int v = 0; v < kVectors; ++v) _mm512_store_ps(sums + c * apart + v * 16, totals[c][v]);
+  }
+}
+
+template <int kColumns>
+void group(int64_t k, int64_t depth, const float* panels, int64_t num_rows, const float* w, bool add, float* sums,
+           int64_t apart) {
+  for (int64_t row = 0; row < num_rows; row += kDenseRows, panels += k * kDenseRows) {
+    const auto run = num_rows - row > 16 ? tile<kColumns, 2> : tile<kColumns, 1>;
+    run(k, depth, panels, w, add, sums + row, apart);
+  }
+}
+
+// y (num_rows, stride)[:, :count] = sums (count, apart), the other way round.
+void turn(const float* sums, int64_t apart, int64_t num_rows, int64_t count, float* y, int64_t stride) {
+  __m512i columns[16];
+  for (int64_t row = 0; row < num_rows; row += 16) {
+    for (int64_t column = 0; column < count; column += 16) {
+      const void* from[16];
+      for (int64_t i = 0; i < 16; ++i) from[i] = sums + (column + i < count ? column + i : count - 1) * apart + row;
+      transpose(from, 0, 0xffff, columns);
+      const __mmask16 mask = first_lanes(count - column);
+      for (int64_t i = 0; i < 16 && row + i < num_rows; ++i) {
+        _mm512_mask_storeu_epi32(y + (row + i) * stride + column, mask, columns[i]);
       }
     }
   }
 }
 
-void prefetch(const float* row) {
-  for (int64_t i = 0; i < kDepth; i += 16) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T1);
-}
-
-// kRows: the rows of the panel that are used.
-template <int kRows>
-void tile(int64_t depth, const float* a, const float* w, bool add, int64_t num_rows, int64_t count, float* y,
-          int64_t stride) {
-  const __mmask16 masks[2] = {first_lanes(count), first_lanes(count - 16)};
-  __m512 totals[kRows][2];
-  UNROLLED for (int r = 0; r < kRows; ++r) {
-    UNROLLED for (int half = 0; half < 2; ++half) {
-      totals[r][half] = add && r < num_rows ? _mm512_maskz_loadu_ps(masks[half], y + r * stride + half * 16)
-                                            : _mm512_setzero_ps();
-    }
-  }
-  for (int64_t i = 0; i < depth; ++i) {
-    const __m512 left = _mm512_load_ps(w + i * kTileColumns);
-    const __m512 right = _mm512_load_ps(w + i * kTileColumns + 16);
-    UNROLLED for (int r = 0; r < kRows; ++r) {
-      const __m512 one = _mm512_set1_ps(a[i * kDenseRows + r]);
-      totals[r][0] = _mm512_fmadd_ps(one, left, totals[r][0]);
-      totals[r][1] = _mm512_fmadd_ps(one, right, totals[r][1]);
-    }
-  }
-  UNROLLED for (int r = 0; r < kRows; ++r) {
-    if (r >= num_rows) break;
-    UNROLLED for (int half = 0; half < 2; ++half) {
-      _mm512_mask_storeu_ps(y + r * stride + half * 16, masks[half], totals[r][half]);
+void prefetch(const float* w, int64_t k, int64_t columns, int64_t depth) {
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t i = 0; i < depth; i += 16) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + c * k + i), _MM_HINT_T1);
     }
   }
 }
@@ -100,19 +110,26 @@ void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int6
 
 void dense_tiles(int64_t k, const float* panels, int64_t num_rows, const float* w, int64_t count, float* scratch,
                  float* y, int64_t stride) {
-  const int64_t rows_ahead = kTileColumns * kDenseRows / num_rows + 1;
+  const int64_t apart = dense_scratch(num_rows) / kDenseColumns;
   for (int64_t from = 0; from < k; from += kDepth) {
     const int64_t depth = k - from < kDepth ? k - from : kDepth;
-    pack(k, w, count, from, depth, scratch);
-    // What is packed next: more of the same columns, or else the first of the next ones.
-    const float* next = from + depth < k ? w + from + depth : w + count * k;
-    for (int64_t row = 0; row < num_rows; row += kDenseRows) {
-      for (int64_t ahead = 0; ahead < rows_ahead; ++ahead, next += k) prefetch(next);
-      const int64_t rows = num_rows - row < kDenseRows ? num_rows - row : kDenseRows;
-      const auto run = rows > 8 ? tile<12> : rows > 4 ? tile<8> : tile<4>;
-      run(depth, panels + row * k + from * kDenseRows, scratch, from > 0, rows, count, y + row * stride, stride);
+    const float* at = panels + from * kDenseRows;
+    int64_t column = 0;
+    for (; column + kGroup <= count; column += kGroup) {
+      const float* rows = w + column * k + from;
+      // What is read next: the next rows of w, or more of the first.
+      const bool last = column + 2 * kGroup > count;
+      if (!last || from + depth < k) prefetch(last ? w + from + depth : rows + kGroup * k, k, kGroup, depth);
+      group<kGroup>(k, depth, at, num_rows, rows, from > 0, scratch + column * apart, apart);
+    }
+    for (; column + 4 <= count; column += 4) {
+      group<4>(k, depth, at, num_rows, w + column * k + from, from > 0, scratch + column * apart, apart);
+    }
+    for (; column < count; ++column) {
+      group<1>(k, depth, at, num_rows, w + column * k + from, from > 0, scratch + column * apart, apart);
     }
   }
+  turn(scratch, apart, num_rows, count, y, stride);
 }
 
 }  // namespace blockexport::avx512

@@ -51,8 +51,6 @@ inline float float_of(int32_t bits) {
 // Adding 1.5 * 2^23 leaves the nearest integer (ties to even) in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;
 
-inline int32_t nearest(float value) { return bits_of(value + kRounder) - bits_of(kRounder); }
-
 // Bytes 0 2 4 6 1 3 5 7 of each 8: the even codes of four bytes of 4-bit weights, then the odd ones.
 inline uint64_t even_then_odd(uint64_t bytes) {
   uint64_t swapped = (bytes ^ (bytes >> 8)) & 0x0000ff000000ff00;
@@ -114,11 +112,14 @@ void quantise(const Layout& layout, const float* row, int8_t* codes, float* scal
 }
 
 // exp(x) = 2^n * exp(r), |r| <= ln(2)/2, by the Taylor polynomial of degree 7: error below 2 units in the last place.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-  const float n = static_cast<float>(nearest(x * 1.44269504f));
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
-  float p = 1.0f / 5040;
+inline Floats exponential(Floats x) {
+  const Floats zero = {};
+  x = x < zero - 87.0f ? zero - 87.0f : x;
+  x = x > zero + 88.0f ? zero + 88.0f : x;
+  const Floats shifted = x * 1.44269504f + kRounder;
+  const Floats n = shifted - kRounder;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
+  Floats p = zero + 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
@@ -126,11 +127,48 @@ inline float exponential(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * float_of((static_cast<int32_t>(n) + 127) << 23);
+  const Ints power = (load<Ints>(&shifted) - bits_of(kRounder) + 127) << 23;
+  return p * load<Floats>(&power);
+}
+
+inline void silu_times_lanes(float* gate, const float* up) {
+  const Floats x = load<Floats>(gate);
+  const Floats y = x / (1.0f + exponential(-x)) * load<Floats>(up);
+  std::memcpy(gate, &y, sizeof(Floats));
 }
 
 void silu_times(float* gate, const float* up, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) silu_times_lanes(gate + i, up + i);
+  if (i == count) return;
+  const size_t left = static_cast<size_t>(count - i) * sizeof(float);
+  float last_gate[kLanes] = {}, last_up[kLanes] = {};
+  std::memcpy(last_gate, gate + i, left);
+  std::memcpy(last_up, up + i, left);
+  silu_times_lanes(last_gate, last_up);
+  std::memcpy(gate + i, last_gate, left);
+}
+
+inline float sum_of(const Floats& v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+  float total = 0.0f;
+  for (float lane : lanes) total += lane;
+  return total;
+}
+
+void rms_norm(const float* row, const float* weight, float epsilon, int64_t k, float* out) {
+  Floats squares = {};
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) squares += load<Floats>(row + i) * load<Floats>(row + i);
+  float total = sum_of(squares);
+  for (; i < k; ++i) total += row[i] * row[i];
+  const float factor = 1.0f / __builtin_sqrtf(total / static_cast<float>(k) + epsilon);
+  for (i = 0; i + kLanes <= k; i += kLanes) {
+    const Floats scaled = load<Floats>(row + i) * factor * load<Floats>(weight + i);
+    std::memcpy(out + i, &scaled, sizeof(scaled));
+  }
+  for (; i < k; ++i) out[i] = row[i] * factor * weight[i];
 }
 
 }  // namespace

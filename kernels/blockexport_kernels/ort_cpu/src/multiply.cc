@@ -2,22 +2,28 @@
 #include "multiply.h"
 
 #include <algorithm>
+#include <thread>
 
-#include "activations.h"
 #include "scratch.h"
 
 namespace blockexport {
 namespace {
 
-// Few rows: a task is a run of rows of weights, long enough for the prefetchers and small enough to stay in the second
-// cache for the next row of activations. A few tasks for each thread even out what else the machine does.
-constexpr int64_t kTaskBytes = 256 * 1024;
-constexpr int64_t kMinTasks = 8;
+// Few rows: a task is a run of rows of weights, long, because every new run costs the processor's prefetchers a start
+// (measured on two threads with 0.4 MB of weights: 34 GB/s in 2 tasks, 24 in 8), and small enough to stay in the second
+// cache for the next row of activations.
+constexpr int64_t kTaskBytes = 512 * 1024;
 
-// Many rows: a task is kTileColumns rows of weights and so many rows of activations (a multiple of both tile heights).
+int64_t min_tasks() {
+  static const int64_t count = std::max<int64_t>(2, std::thread::hardware_concurrency());
+  return count;
+}
+
+// Many rows: a task is kTileColumns or kDenseColumns rows of weights and so many rows of activations (a multiple of both
+// tile heights).
 constexpr int64_t kTaskRows = 192;
 static_assert(kTaskRows % kTileRows == 0 && kTaskRows % kDenseRows == 0);
-constexpr int64_t kManyDenseRows = 24;
+constexpr int64_t kManyDenseRows = 10;
 
 // The rows of one matrix of weights, cut into runs of `length`.
 struct Pieces {
@@ -30,7 +36,7 @@ struct Pieces {
 };
 
 Pieces long_pieces(int64_t n, int64_t row_bytes) {
-  const int64_t by_count = (n + kMinTasks - 1) / kMinTasks;
+  const int64_t by_count = (n + min_tasks() - 1) / min_tasks();
   const int64_t by_bytes = std::max<int64_t>(kTaskBytes / row_bytes, 4);
   return {n, (std::min(by_count, by_bytes) + 3) / 4 * 4};
 }
@@ -48,10 +54,18 @@ struct Part {
   int64_t count;
 };
 
-// Runs work(product, part, y, stride) for every part of every product; y points at the part's corner.
+void add(const float* terms, int64_t terms_stride, const Part& part, float* y, int64_t stride) {
+  for (int64_t r = 0; r < part.num_rows; ++r) {
+    for (int64_t i = 0; i < part.count; ++i) y[r * stride + i] += terms[r * terms_stride + i];
+  }
+}
+
+// Runs work(product, part, y, stride) for every part of every product, and what ends it; y points at the part's corner.
 template <typename AnyProduct, typename Work>
 void for_each_part(const Context& context, int64_t rows, const std::vector<AnyProduct>& products,
-                   const std::vector<Pieces>& pieces, bool tiled, bool gated, const Work& work) {
+                   const std::vector<Pieces>& pieces, bool tiled, Ending ending, const float* residual,
+                   const Work& work) {
+  const bool gated = ending == Ending::kGated;
   const size_t num_outputs = gated ? 1 : products.size();
   const int64_t row_parts = tiled ? (rows + kTaskRows - 1) / kTaskRows : 1;
   std::vector<int64_t> ends;  // of the tasks of each output
@@ -67,6 +81,7 @@ void for_each_part(const Context& context, int64_t rows, const std::vector<AnyPr
     const Part part = {row, tiled ? std::min(kTaskRows, rows - row) : rows, cut.first(piece), cut.size(piece)};
     float* y = products[output].y + part.row * n + part.first;
     work(products[output], part, y, n);
+    if (ending == Ending::kResidual) add(residual + part.row * n + part.first, n, part, y, n);
     if (!gated) return;
     float* up = second_result(part.num_rows * part.count);
     work(products[1], part, up, part.count);
@@ -75,39 +90,46 @@ void for_each_part(const Context& context, int64_t rows, const std::vector<AnyPr
 }
 
 // Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each.
-const float* dense_panels(const Context& context, int64_t k, const float* a, int64_t rows) {
+const float* dense_panels(const Context& context, const Rows& rows) {
   thread_local std::vector<Line> memory;
-  const int64_t num_panels = (rows + kDenseRows - 1) / kDenseRows;
-  auto* panels = scratch<float>(memory, num_panels * k * kDenseRows);
-  context.parallel(num_panels, [&](int64_t index) {
-    float* out = panels + index * k * kDenseRows;
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t r = 0; r < kDenseRows; ++r) {  // rows that are not there repeat the last one
-        out[i * kDenseRows + r] = a[std::min(index * kDenseRows + r, rows - 1) * k + i];
-      }
+  const int64_t num_panels = (rows.count + kDenseRows - 1) / kDenseRows;
+  auto* panels = scratch<float>(memory, num_panels * rows.k * kDenseRows);
+  // Half a panel a task: few rows are work for several threads too.
+  context.parallel(num_panels * 2, [&](int64_t index) {
+    thread_local std::vector<Line> normalised;
+    auto* own = scratch<float>(normalised, rows.k);
+    float* out = panels + index / 2 * rows.k * kDenseRows + index % 2 * 16;
+    for (int64_t r = 0; r < 16; ++r) {  // of rows that are not there nobody reads the products
+      const int64_t row = index * 16 + r;
+      if (row >= rows.count && r > 0) break;
+      const float* from = rows.row(std::min(row, rows.count - 1), own);
+      for (int64_t i = 0; i < rows.k; ++i) out[i * kDenseRows + r] = from[i];
     }
   });
   return panels;
 }
 
-void add_bias(const float* bias, const Part& part, float* y, int64_t stride) {
-  for (int64_t r = 0; r < part.num_rows; ++r) {
-    for (int64_t i = 0; i < part.count; ++i) y[r * stride + i] += bias[i];
-  }
+// All rows in one piece of memory.
+const float* dense_rows(const Rows& rows) {
+  if (rows.norm == nullptr) return rows.data;
+  thread_local std::vector<Line> memory;
+  auto* out = scratch<float>(memory, rows.count * rows.k);
+  for (int64_t row = 0; row < rows.count; ++row) rows.row(row, out + row * rows.k);
+  return out;
 }
 
 }  // namespace
 
-void multiply(const Context& context, const Layout& layout, const float* a, int64_t rows,
-              const std::vector<Product>& products, bool gated) {
-  if (rows == 0) return;
-  const Activations activations(context, layout, a, rows, products[0].w.zeros == nullptr);
+void multiply(const Context& context, const Layout& layout, const Rows& rows, const std::vector<Product>& products,
+              Ending ending, const float* residual) {
+  if (rows.count == 0) return;
+  const Activations activations(context, layout, rows, products[0].w.zeros == nullptr);
   const bool many = activations.many();
   std::vector<Pieces> pieces;
   for (const Product& product : products) {
     pieces.push_back(many ? Pieces{product.w.n, kTileColumns} : long_pieces(product.w.n, layout.row_bytes()));
   }
-  for_each_part(context, rows, products, pieces, many, gated,
+  for_each_part(context, rows.count, products, pieces, many, ending, residual,
                 [&](const Product& product, const Part& part, float* y, int64_t stride) {
                   if (many) {
                     thread_local std::vector<Line> memory;
@@ -122,26 +144,27 @@ void multiply(const Context& context, const Layout& layout, const float* a, int6
                 });
 }
 
-void multiply(const Context& context, int64_t k, const float* a, int64_t rows, const std::vector<DenseProduct>& products,
-              bool gated) {
-  if (rows == 0) return;
-  const bool many = rows >= kManyDenseRows && path().dense_tiles != nullptr;
-  const float* panels = many ? dense_panels(context, k, a, rows) : nullptr;
+void multiply(const Context& context, const Rows& rows, const std::vector<DenseProduct>& products, Ending ending,
+              const float* residual) {
+  if (rows.count == 0) return;
+  const int64_t k = rows.k;
+  const bool many = rows.count >= kManyDenseRows && path().dense_tiles != nullptr;
+  const float* a = many ? dense_panels(context, rows) : dense_rows(rows);
   std::vector<Pieces> pieces;
   for (const DenseProduct& product : products) {
-    pieces.push_back(many ? Pieces{product.n, kTileColumns} : long_pieces(product.n, k * int64_t{sizeof(float)}));
+    pieces.push_back(many ? Pieces{product.n, kDenseColumns} : long_pieces(product.n, k * int64_t{sizeof(float)}));
   }
-  for_each_part(context, rows, products, pieces, many, gated,
+  for_each_part(context, rows.count, products, pieces, many, ending, residual,
                 [&](const DenseProduct& product, const Part& part, float* y, int64_t stride) {
                   const float* w = product.w + part.first * k;
                   if (many) {
                     thread_local std::vector<Line> memory;
-                    path().dense_tiles(k, panels + part.row * k, part.num_rows, w, part.count,
-                                       scratch<float>(memory, kDenseScratch), y, stride);
+                    path().dense_tiles(k, a + part.row * k, part.num_rows, w, part.count,
+                                       scratch<float>(memory, dense_scratch(part.num_rows)), y, stride);
                   } else {
                     path().dense_dot(k, a + part.row * k, part.num_rows, w, part.count, y, stride);
                   }
-                  if (product.bias != nullptr) add_bias(product.bias + part.first, part, y, stride);
+                  if (product.bias != nullptr) add(product.bias + part.first, 0, part, y, stride);
                 });
 }
 

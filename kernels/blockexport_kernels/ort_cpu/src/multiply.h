@@ -1,7 +1,6 @@
 // Products of one matrix of activations with several of weights.
 #pragma once
-#include "ort.h"
-#include "paths.h"
+#include "activations.h"
 
 namespace blockexport {
 
@@ -19,11 +18,16 @@ struct DenseProduct {
   float* y;
 };
 
-// Multiplies `a` (rows, k) by each matrix. Gated: there are two, and y of the first becomes silu(first) * second; y of
-// the second is not used.
-void multiply(const Context& context, const Layout& layout, const float* a, int64_t rows,
-              const std::vector<Product>& products, bool gated = false);
-void multiply(const Context& context, int64_t k, const float* a, int64_t rows, const std::vector<DenseProduct>& products,
-              bool gated = false);
+enum class Ending {
+  kNone,
+  kResidual,  // there is one product, and `residual` (rows, n) is added to y
+  kGated,     // there are two, and y of the first becomes silu(first) * second; y of the second is not used
+};
+
+// Multiplies rows by each matrix.
+void multiply(const Context& context, const Layout& layout, const Rows& rows, const std::vector<Product>& products,
+              Ending ending = Ending::kNone, const float* residual = nullptr);
+void multiply(const Context& context, const Rows& rows, const std::vector<DenseProduct>& products,
+              Ending ending = Ending::kNone, const float* residual = nullptr);
 
 }  // namespace blockexport

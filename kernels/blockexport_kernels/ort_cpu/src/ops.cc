@@ -1,17 +1,12 @@
-// The operators: what they take, what they check, which core does the work.
+// The operators that read weights: what they take, what they check, which core does the work.
 //
 // Every quantised matrix is given as in com.microsoft::MatMulNBits: codes (N, blocks, block_size * bits / 8) uint8,
 // scales (N, blocks) fp32 and, if not every zero point is the default, zero points (N, ceil(blocks * bits / 8)) uint8.
+#include "attention.h"
 #include "multiply.h"
 
 namespace blockexport {
 namespace {
-
-using Shape = std::vector<int64_t>;
-
-void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted) {
-  if (!holds) refuse(op, std::string("'") + input + "' is " + text_of(given.shape) + ", wanted " + wanted);
-}
 
 Layout layout_of(const char* op, const Attributes& attributes) {
   const int64_t bits = attributes.integer(op, "bits");
@@ -25,19 +20,7 @@ Layout layout_of(const char* op, const Attributes& attributes) {
   return Layout(static_cast<int>(bits), static_cast<int>(block), k);
 }
 
-Shape with_last(Shape shape, int64_t length) {
-  shape.back() = length;
-  return shape;
-}
-
-// Checks activations (..., k); returns the number of rows.
-int64_t rows_of(const char* op, const Tensor& a, int64_t k) {
-  expect(!a.shape.empty() && a.shape.back() == k, op, "A", a, "(..., " + std::to_string(k) + ")");
-  return a.size() / k;
-}
-
-Matrix matrix_of(const char* op, const Layout& layout, const Tensor& codes, const Tensor& scales, const Tensor& zeros,
-                 const Tensor& bias) {
+Matrix matrix_of(const char* op, const Layout& layout, const Tensor& codes, const Tensor& scales, const Tensor& zeros) {
   const int64_t block_bytes = layout.block * layout.bits / 8;
   expect(codes.type == ort::kUint8 && codes.shape.size() == 3 && codes.shape[1] == layout.blocks &&
              codes.shape[2] == block_bytes,
@@ -49,123 +32,130 @@ Matrix matrix_of(const char* op, const Layout& layout, const Tensor& codes, cons
     expect(zeros.type == ort::kUint8 && zeros.size() == rows * layout.zeros_bytes(), op, "zero_points", zeros,
            text_of({rows, layout.zeros_bytes()}) + " uint8");
   }
-  if (bias) expect(bias.type == ort::kFloat && bias.size() == rows, op, "bias", bias, text_of({rows}) + " fp32");
-  return {codes.bytes(), scales.floats(), zeros ? zeros.bytes() : nullptr, bias ? bias.floats() : nullptr, rows};
+  return {codes.bytes(), scales.floats(), zeros ? zeros.bytes() : nullptr, nullptr, rows};
 }
 
-DenseProduct dense_of(const char* op, const Tensor& w, const Tensor& bias, int64_t k) {
-  expect(w.type == ort::kFloat && w.shape.size() == 2 && w.shape[1] == k, op, "W", w,
-         "(N, " + std::to_string(k) + ") fp32");
-  if (bias) expect(bias.type == ort::kFloat && bias.size() == w.shape[0], op, "bias", bias, text_of({w.shape[0]}));
-  return {w.floats(), bias ? bias.floats() : nullptr, w.shape[0], nullptr};
-}
+// What the attributes of a product say of its inputs, which follow one another without a gap:
+//
+//     A, then for each output (with `gated` for each of two) the weights, and its bias with `bias`;
+//     the residual with `residual`; the weight of an RMSNorm of A with `rms_epsilon`.
+struct Inputs {
+  const char* op;
+  bool has_bias;
+  bool has_residual;
+  bool is_gated;
+  bool has_norm;
+  float epsilon;
 
-// MatMulNBits(A, B, scales[, zero_points][, bias]) -> Y
+  Inputs(const char* name, const Attributes& attributes)
+      : op(name),
+        has_bias(attributes.integer_or("bias", 0) != 0),
+        has_residual(attributes.integer_or("residual", 0) != 0),
+        is_gated(attributes.integer_or("gated", 0) != 0),
+        has_norm(attributes.real("rms_epsilon", &epsilon)) {
+    if (is_gated && (has_bias || has_residual)) refuse(op, "gated products take neither bias nor residual");
+  }
+
+  Ending ending() const { return is_gated ? Ending::kGated : has_residual ? Ending::kResidual : Ending::kNone; }
+
+  // How many matrices there are, with `tensors` for the weights of each.
+  size_t num_products(const Context& context, size_t tensors) const {
+    const size_t count = is_gated ? 2 : context.num_outputs();
+    const size_t wanted = 1 + count * (tensors + has_bias) + has_residual + has_norm;
+    if (context.num_inputs() != wanted) {
+      refuse(op, std::to_string(context.num_inputs()) + " inputs, wanted " + std::to_string(wanted) + " for " +
+                     std::to_string(count) + " products by its attributes");
+    }
+    if (has_residual && count != 1) refuse(op, "a residual is added to one output, not to several");
+    return count;
+  }
+
+  Rows rows(const Context& context, const Tensor& a, int64_t k) const {
+    expect(!a.shape.empty() && a.shape.back() == k, op, "A", a, "(..., " + std::to_string(k) + ")");
+    const float* norm = nullptr;
+    if (has_norm) {
+      const Tensor weight = context.input(context.num_inputs() - 1);
+      expect(weight.type == ort::kFloat && weight.size() == k, op, "norm", weight, text_of({k}) + " fp32");
+      norm = weight.floats();
+    }
+    return {a.floats(), a.size() / k, k, norm, has_norm ? epsilon : 0.0f};
+  }
+
+  const float* bias(const Context& context, size_t at, int64_t n) const {
+    if (!has_bias) return nullptr;
+    const Tensor given = context.input(at);
+    expect(given.type == ort::kFloat && given.size() == n, op, "bias", given, text_of({n}) + " fp32");
+    return given.floats();
+  }
+
+  const float* residual(const Context& context, const Tensor& a, int64_t n) const {
+    if (!has_residual) return nullptr;
+    const Tensor given = context.input(context.num_inputs() - 1 - has_norm);
+    const Shape wanted = with_last(a.shape, n);
+    expect(given.type == ort::kFloat && given.shape == wanted, op, "residual", given, text_of(wanted) + " fp32");
+    return given.floats();
+  }
+
+  float* output(const Context& context, const Tensor& a, size_t index, int64_t n) const {
+    return is_gated && index > 0 ? nullptr : context.output(index, with_last(a.shape, n));
+  }
+
+  void check_gated(int64_t gate, int64_t up) const {
+    if (gate != up) refuse(op, "the gate has " + std::to_string(gate) + " rows and up has " + std::to_string(up));
+  }
+};
+
+// MatMulNBits(A, B, scales[, zero_points], ...) -> Y, ...; see Inputs. `zero_points` says whether the matrices have them.
 struct MatMulNBits final : Kernel {
   static constexpr const char* kName = "MatMulNBits";
   Layout layout;
-
-  explicit MatMulNBits(const Attributes& attributes) : layout(layout_of(kName, attributes)) {}
-
-  void compute(const Context& context) const override {
-    const Tensor a = context.input(0);
-    const int64_t rows = rows_of(kName, a, layout.k);
-    const Matrix w =
-        matrix_of(kName, layout, context.input(1), context.input(2), context.input(3), context.input(4));
-    multiply(context, layout, a.floats(), rows, {{w, context.output(0, with_last(a.shape, w.n))}});
-  }
-};
-
-// MatMulNBitsMulti(A, then for each product B, scales[, zero_points][, bias]) -> Y0, Y1, ...
-// The attributes zero_points and bias (0 or 1) say whether the products have them: all or none.
-struct MatMulNBitsMulti final : Kernel {
-  static constexpr const char* kName = "MatMulNBitsMulti";
-  Layout layout;
+  Inputs inputs;
   bool has_zeros;
-  bool has_bias;
 
-  explicit MatMulNBitsMulti(const Attributes& attributes)
+  explicit MatMulNBits(const Attributes& attributes)
       : layout(layout_of(kName, attributes)),
-        has_zeros(attributes.integer_or("zero_points", 0) != 0),
-        has_bias(attributes.integer_or("bias", 0) != 0) {}
+        inputs(kName, attributes),
+        has_zeros(attributes.integer_or("zero_points", 0) != 0) {}
 
   void compute(const Context& context) const override {
+    const size_t tensors = size_t{2} + has_zeros;
     const Tensor a = context.input(0);
-    const int64_t rows = rows_of(kName, a, layout.k);
-    const size_t per_product = size_t{2} + has_zeros + has_bias;
-    const size_t num_products = context.num_outputs();
-    if (context.num_inputs() != 1 + num_products * per_product) {
-      refuse(kName, std::to_string(context.num_inputs()) + " inputs for " + std::to_string(num_products) +
-                        " outputs, wanted A and " + std::to_string(per_product) + " for each");
-    }
-    std::vector<Product> products;
-    for (size_t i = 0; i < num_products; ++i) {
-      const size_t at = 1 + i * per_product;
+    std::vector<Product> products(inputs.num_products(context, tensors));
+    size_t at = 1;
+    for (size_t i = 0; i < products.size(); ++i, at += tensors + inputs.has_bias) {
       const Tensor zeros = has_zeros ? context.input(at + 2) : Tensor{};
-      const Tensor bias = has_bias ? context.input(at + 2 + has_zeros) : Tensor{};
-      const Matrix w = matrix_of(kName, layout, context.input(at), context.input(at + 1), zeros, bias);
-      products.push_back({w, context.output(i, with_last(a.shape, w.n))});
+      Matrix w = matrix_of(kName, layout, context.input(at), context.input(at + 1), zeros);
+      w.bias = inputs.bias(context, at + tensors, w.n);
+      products[i] = {w, inputs.output(context, a, i, w.n)};
     }
-    multiply(context, layout, a.floats(), rows, products);
+    if (inputs.is_gated) inputs.check_gated(products[0].w.n, products[1].w.n);
+    const float* residual = inputs.residual(context, a, products[0].w.n);
+    multiply(context, layout, inputs.rows(context, a, layout.k), products, inputs.ending(), residual);
   }
 };
 
-// GatedMatMulNBits(A, gate_B, gate_scales, up_B, up_scales[, gate_zero_points, up_zero_points]) -> silu(gate) * up
-struct GatedMatMulNBits final : Kernel {
-  static constexpr const char* kName = "GatedMatMulNBits";
-  Layout layout;
-
-  explicit GatedMatMulNBits(const Attributes& attributes) : layout(layout_of(kName, attributes)) {}
-
-  void compute(const Context& context) const override {
-    const Tensor a = context.input(0);
-    const int64_t rows = rows_of(kName, a, layout.k);
-    const Matrix gate = matrix_of(kName, layout, context.input(1), context.input(2), context.input(5), {});
-    const Tensor up_codes = context.input(3);
-    const Matrix up = matrix_of(kName, layout, up_codes, context.input(4), context.input(6), {});
-    expect(gate.n == up.n, kName, "up_B", up_codes, std::to_string(gate.n) + " rows, as gate_B");
-    if ((gate.zeros == nullptr) != (up.zeros == nullptr)) {
-      refuse(kName, "one matrix has zero_points and the other has not: give them for both or for none");
-    }
-    float* y = context.output(0, with_last(a.shape, gate.n));
-    multiply(context, layout, a.floats(), rows, {{gate, y}, {up, nullptr}}, true);
-  }
-};
-
-// MatMul(A, W[, bias]) -> Y with W (N, K) as a checkpoint stores a linear layer.
+// MatMul(A, W, ...) -> Y, ... with W (N, K) fp32 as a checkpoint stores a linear layer; see Inputs.
 struct MatMul final : Kernel {
   static constexpr const char* kName = "MatMul";
+  Inputs inputs;
 
-  explicit MatMul(const Attributes&) {}
-
-  void compute(const Context& context) const override {
-    const Tensor a = context.input(0);
-    const Tensor w = context.input(1);
-    expect(w.shape.size() == 2, kName, "W", w, "(N, K)");
-    const int64_t rows = rows_of(kName, a, w.shape[1]);
-    DenseProduct product = dense_of(kName, w, context.input(2), w.shape[1]);
-    product.y = context.output(0, with_last(a.shape, product.n));
-    multiply(context, w.shape[1], a.floats(), rows, {product});
-  }
-};
-
-// GatedMatMul(A, gate_W, up_W) -> silu(A . gate_W^T) * (A . up_W^T)
-struct GatedMatMul final : Kernel {
-  static constexpr const char* kName = "GatedMatMul";
-
-  explicit GatedMatMul(const Attributes&) {}
+  explicit MatMul(const Attributes& attributes) : inputs(kName, attributes) {}
 
   void compute(const Context& context) const override {
     const Tensor a = context.input(0);
-    const Tensor w = context.input(1);
-    const Tensor up = context.input(2);
-    expect(w.shape.size() == 2, kName, "gate_W", w, "(N, K)");
-    expect(up.shape == w.shape, kName, "up_W", up, text_of(w.shape) + ", as gate_W");
-    const int64_t k = w.shape[1];
-    const int64_t rows = rows_of(kName, a, k);
-    DenseProduct gate = dense_of(kName, w, {}, k);
-    gate.y = context.output(0, with_last(a.shape, gate.n));
-    multiply(context, k, a.floats(), rows, {gate, dense_of(kName, up, {}, k)}, true);
+    std::vector<DenseProduct> products(inputs.num_products(context, 1));
+    const int64_t k = a.shape.empty() ? 0 : a.shape.back();
+    size_t at = 1;
+    for (size_t i = 0; i < products.size(); ++i, at += size_t{1} + inputs.has_bias) {
+      const Tensor w = context.input(at);
+      expect(w.type == ort::kFloat && w.shape.size() == 2 && w.shape[1] == k, kName, "W", w,
+             "(N, " + std::to_string(k) + ") fp32, K as in A " + text_of(a.shape));
+      const int64_t n = w.shape[0];
+      products[i] = {w.floats(), inputs.bias(context, at + 1, n), n, inputs.output(context, a, i, n)};
+    }
+    if (inputs.is_gated) inputs.check_gated(products[0].n, products[1].n);
+    const float* residual = inputs.residual(context, a, products[0].n);
+    multiply(context, inputs.rows(context, a, k), products, inputs.ending(), residual);
   }
 };
 
@@ -187,7 +177,7 @@ struct GatherNBits final : Kernel {
 
   void compute(const Context& context) const override {
     const Tensor indices = context.input(1);
-    const Matrix w = matrix_of(kName, layout, context.input(0), context.input(2), context.input(3), {});
+    const Matrix w = matrix_of(kName, layout, context.input(0), context.input(2), context.input(3));
     Shape shape = indices.shape;
     shape.push_back(layout.k);
     float* y = context.output(0, shape);
@@ -213,14 +203,12 @@ std::unique_ptr<Kernel> make(const Attributes& attributes) {
 
 const std::vector<Operator>& operators() {
   const Port floats{ort::kFloat}, codes{ort::kUint8}, indices{ort::kInt64}, any{ort::kAny, ort::kVariadic};
-  const Port bias{ort::kFloat, ort::kOptional}, zeros{ort::kUint8, ort::kOptional};
+  const Port zeros{ort::kUint8, ort::kOptional}, several{ort::kFloat, ort::kVariadic};
   static const std::vector<Operator> all = {
-      {MatMulNBits::kName, {floats, codes, floats, zeros, bias}, {floats}, make<MatMulNBits>},
-      {MatMulNBitsMulti::kName, {floats, any}, {{ort::kFloat, ort::kVariadic}}, make<MatMulNBitsMulti>},
-      {GatedMatMulNBits::kName, {floats, codes, floats, codes, floats, zeros, zeros}, {floats}, make<GatedMatMulNBits>},
-      {MatMul::kName, {floats, floats, bias}, {floats}, make<MatMul>},
-      {GatedMatMul::kName, {floats, floats, floats}, {floats}, make<GatedMatMul>},
+      {MatMulNBits::kName, {floats, any}, {several}, make<MatMulNBits>},
+      {MatMul::kName, {floats, any}, {several}, make<MatMul>},
       {GatherNBits::kName, {codes, indices, floats, zeros}, {floats}, make<GatherNBits>},
+      cached_attention(),
   };
   return all;
 }

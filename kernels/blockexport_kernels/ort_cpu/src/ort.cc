@@ -86,10 +86,14 @@ ort::Status* domain(const ort::Api* api, ort::CustomOpDomain** out) {
 
 void refuse(const char* op, const std::string& what) { throw Refused(std::string(kDomain) + "::" + op + ": " + what); }
 
-std::string text_of(const std::vector<int64_t>& shape) {
+std::string text_of(const Shape& shape) {
   std::string out = "(";
   for (size_t axis = 0; axis < shape.size(); ++axis) out += (axis ? ", " : "") + std::to_string(shape[axis]);
   return out + ")";
+}
+
+void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted) {
+  if (!holds) refuse(op, std::string("'") + input + "' is " + text_of(given.shape) + ", wanted " + wanted);
 }
 
 int64_t Tensor::size() const {
@@ -113,6 +117,17 @@ int64_t Attributes::integer_or(const char* name, int64_t otherwise) const {
   if (status == nullptr) return out;
   ort::ReleaseStatus::call(api_, status);
   return otherwise;
+}
+
+bool Attributes::real(const char* name, float* out) const {
+  float found = 0.0f;
+  ort::Status* status = ort::KernelInfoGetAttribute_float::call(api_, info_, name, &found);
+  if (status != nullptr) {
+    ort::ReleaseStatus::call(api_, status);
+    return false;
+  }
+  *out = found;
+  return true;
 }
 
 void Context::check(ort::Status* status) const {
@@ -153,7 +168,7 @@ Tensor Context::input(size_t index) const {
   return out;
 }
 
-float* Context::output(size_t index, const std::vector<int64_t>& shape) const {
+float* Context::output(size_t index, const Shape& shape) const {
   ort::Value* value = nullptr;
   check(ort::KernelContext_GetOutput::call(api_, context_, index, shape.data(), shape.size(), &value));
   void* data = nullptr;

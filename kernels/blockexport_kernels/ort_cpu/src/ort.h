@@ -15,13 +15,15 @@ struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+using Shape = std::vector<int64_t>;
+
 [[noreturn]] void refuse(const char* op, const std::string& what);
-std::string text_of(const std::vector<int64_t>& shape);
+std::string text_of(const Shape& shape);
 
 struct Tensor {
   ort::Value* value = nullptr;  // null: an optional input that is not given
   int type = ort::kAny;
-  std::vector<int64_t> shape;
+  Shape shape;
   void* data = nullptr;
 
   explicit operator bool() const { return value != nullptr; }
@@ -30,11 +32,20 @@ struct Tensor {
   const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
 };
 
+void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted);
+
+inline Shape with_last(Shape shape, int64_t length) {
+  shape.back() = length;
+  return shape;
+}
+
 class Attributes {
  public:
   Attributes(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
   int64_t integer(const char* op, const char* name) const;
   int64_t integer_or(const char* name, int64_t otherwise) const;
+  // False, and *out as it was: the attribute is not there.
+  bool real(const char* name, float* out) const;
 
  private:
   const ort::Api* api_;
@@ -47,7 +58,7 @@ class Context {
   size_t num_inputs() const;
   size_t num_outputs() const;
   Tensor input(size_t index) const;
-  float* output(size_t index, const std::vector<int64_t>& shape) const;
+  float* output(size_t index, const Shape& shape) const;
 
   // Runs task(0) ... task(count - 1) on the threads of the session; with one thread, here.
   template <typename Task>

@@ -51,6 +51,7 @@ using GetTensorElementType = Slot<60, Status*, const TensorInfo*, int*>;
 using GetDimensionsCount = Slot<61, Status*, const TensorInfo*, size_t*>;
 using GetDimensions = Slot<62, Status*, const TensorInfo*, int64_t*, size_t>;
 using GetTensorTypeAndShape = Slot<65, Status*, const Value*, TensorInfo**>;
+using KernelInfoGetAttribute_float = Slot<85, Status*, const KernelInfo*, const char*, float*>;
 using KernelInfoGetAttribute_int64 = Slot<86, Status*, const KernelInfo*, const char*, int64_t*>;
 using KernelContext_GetInputCount = Slot<88, Status*, const KernelContext*, size_t*>;
 using KernelContext_GetOutputCount = Slot<89, Status*, const KernelContext*, size_t*>;

@@ -1,11 +1,16 @@
 // The same arithmetic written for different processors; which one runs is decided when the library is loaded.
 #pragma once
+#include "attention_task.h"
 #include "layout.h"
 
 namespace blockexport {
 
-constexpr int kDenseRows = 12;
-constexpr int64_t kDenseScratch = 512 * kTileColumns;
+constexpr int kDenseRows = 32;       // of activations, in a panel
+constexpr int64_t kDenseColumns = 48;  // of the product, in a task
+
+constexpr int64_t dense_scratch(int64_t num_rows) {
+  return kDenseColumns * ((num_rows + kDenseRows - 1) / kDenseRows * kDenseRows);
+}
 
 struct Path {
   const char* name;
@@ -22,8 +27,8 @@ struct Path {
   void (*tiles)(const Layout& layout, const Panel* panels, int64_t num_rows, const Matrix& w, int64_t first,
                 int64_t count, uint8_t* scratch, float* y, int64_t stride);
 
-  // The same two for fp32 weights (count, k), without bias: for few rows, and for many. Panels are (k, kDenseRows) each,
-  // one behind the other; scratch has kDenseScratch.
+  // The same two for fp32 weights (count, k), without bias: for few rows, and for many, count <= kDenseColumns. Panels are
+  // (k, kDenseRows) each, one behind the other; scratch has dense_scratch(num_rows).
   void (*dense_dot)(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y,
                     int64_t stride);
   void (*dense_tiles)(int64_t k, const float* panels, int64_t num_rows, const float* w, int64_t count, float* scratch,
@@ -31,6 +36,15 @@ struct Path {
 
   // gate = silu(gate) * up
   void (*silu_times)(float* gate, const float* up, int64_t count);
+
+  // out = row / sqrt(mean(row^2) + epsilon) * weight
+  void (*rms_norm)(const float* row, const float* weight, float epsilon, int64_t k, float* out);
+
+  // The rotary embedding of one head, by halves (as in GPT-NeoX), in place; cos and sin have `half`.
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);
+
+  // What one task of an attention does.
+  void (*attend)(const AttentionTask& task);
 };
 
 extern const Path kScalar;

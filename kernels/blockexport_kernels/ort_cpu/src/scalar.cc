@@ -1,4 +1,5 @@
 // The path that defines the arithmetic; runs on any processor.
+#include "attention_body.h"
 #include "elementwise.h"
 #include "paths.h"
 
@@ -46,8 +47,10 @@ void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int6
   }
 }
 
+void attend(const AttentionTask& task) { attend_with(task, turn_one_by_one); }
+
 }  // namespace
 
-const Path kScalar = {"scalar", quantise, dot, nullptr, dense_dot, nullptr, silu_times};
+const Path kScalar = {"scalar", quantise, dot, nullptr, dense_dot, nullptr, silu_times, rms_norm, rotate, attend};
 
 }  // namespace blockexport
