@@ -14,7 +14,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from environment import describe
+from machine import read_gb_per_s
 
 import blockexport
 from blockexport.bundle.weights import read_locations
@@ -73,27 +73,19 @@ def _series(name: str, folder: Path, operators: str) -> Iterator[Series]:
         yield Series(name, operators, level, depth, "prefill", workload.prefill_call(level, 1, TOKENS))
 
 
-def _read_gb_per_s(pool: ThreadPoolExecutor, halves: list[np.ndarray]) -> float:
-    started = time.perf_counter()
-    list(pool.map(np.sum, halves))
-    return _PROBE_BYTES / (time.perf_counter() - started) / 1e9
-
-
 def measure(bundles: dict[str, Path], rounds: int) -> dict[str, Any]:
     """All series, interleaved, with the read bandwidth beside them."""
     before = describe()
     series = [one for name, path in bundles.items() for kind in OPERATORS for one in _series(name, path, kind)]
-    probe = np.ones(_PROBE_BYTES // 4, np.float32)
     bandwidth = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for number in range(-1, rounds):
-            order = series[number % len(series) :] + series[: number % len(series)]
-            for one in order:
-                one.run()
-            bandwidth.append(_read_gb_per_s(pool, np.array_split(probe, THREADS)))
-            if number < 0:
-                for one in series:
-                    one.times_ms.clear()
+    for number in range(-1, rounds):
+        order = series[number % len(series) :] + series[: number % len(series)]
+        for one in order:
+            one.run()
+        bandwidth.append(read_gb_per_s(THREADS, _PROBE_BYTES))
+        if number < 0:
+            for one in series:
+                one.times_ms.clear()
     fits = [_fit(name, bundles[name], kind, series, median(bandwidth)) for name in bundles for kind in OPERATORS]
     return {
         "question": "how does time fall with depth, and how far is it from what memory allows?",
