@@ -9,9 +9,6 @@
 namespace blockexport {
 namespace {
 
-// With fewer rows, unpacking weights for tiles costs more than it saves.
-constexpr int64_t kManyRows = 8;
-
 // kTileRows rows of codes, scales and sums, as Path::quantise writes them; each thread has its own.
 struct Quantised {
   int8_t* codes[kTileRows];
@@ -41,15 +38,19 @@ int64_t panel_bytes(const Layout& layout) {
 }  // namespace
 
 Activations::Activations(const Context& context, const Layout& layout, const float* a, int64_t rows, bool one_zero)
-    : layout_(layout), one_zero_(one_zero), many_(rows >= kManyRows && path().tiles != nullptr) {
-  thread_local std::vector<Line> memory[2];
+    : Activations(context, layout, a, rows, one_zero, rows >= kManyRows && path().tiles != nullptr) {}
+
+Activations::Activations(const Context& context, const Layout& layout, const float* a, int64_t rows, bool one_zero,
+                         bool many)
+    : layout_(layout), one_zero_(one_zero), many_(many) {
+  thread_local std::vector<Line> memory[3];
   if (!many_) {
     records_ = scratch<Record>(memory[0], rows * layout.groups);
     context.parallel(rows, [&](int64_t row) { write_records(a + row * layout.k, records_ + row * layout.groups); });
     return;
   }
   const int64_t num_panels = (rows + kTileRows - 1) / kTileRows;
-  auto* bytes = scratch<int8_t>(memory[0], num_panels * panel_bytes(layout));
+  auto* bytes = scratch<int8_t>(memory[2], num_panels * panel_bytes(layout));
   panels_ = scratch<Panel>(memory[1], num_panels);
   context.parallel(num_panels, [&](int64_t index) {
     const int64_t row = index * kTileRows;

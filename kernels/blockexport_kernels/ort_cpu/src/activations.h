@@ -5,11 +5,15 @@
 
 namespace blockexport {
 
+// With fewer rows, unpacking weights for tiles costs more than it saves.
+constexpr int64_t kManyRows = 8;
+
 class Activations {
  public:
   // `a` is (rows, layout.k). one_zero: every matrix that follows has the default zero point. The memory belongs to the
-  // calling thread and is good until its next Activations.
+  // calling thread and is good until its next Activations in the same form, records or panels.
   Activations(const Context& context, const Layout& layout, const float* a, int64_t rows, bool one_zero);
+  Activations(const Context& context, const Layout& layout, const float* a, int64_t rows, bool one_zero, bool many);
 
   bool many() const { return many_; }  // Path::tiles is to be used, with panels, and Path::dot with records otherwise
   const Record* records(int64_t row) const { return records_ + row * layout_.groups; }

@@ -17,7 +17,6 @@ constexpr int64_t kMinTasks = 8;
 // Many rows: a task is kTileColumns rows of weights and so many rows of activations (a multiple of both tile heights).
 constexpr int64_t kTaskRows = 192;
 static_assert(kTaskRows % kTileRows == 0 && kTaskRows % kDenseRows == 0);
-constexpr int64_t kManyDenseRows = 24;
 
 // The rows of one matrix of weights, cut into runs of `length`.
 struct Pieces {
@@ -74,7 +73,14 @@ void for_each_part(const Context& context, int64_t rows, const std::vector<AnyPr
   });
 }
 
-// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each.
+void add_bias(const float* bias, const Part& part, float* y, int64_t stride) {
+  for (int64_t r = 0; r < part.num_rows; ++r) {
+    for (int64_t i = 0; i < part.count; ++i) y[r * stride + i] += bias[i];
+  }
+}
+
+}  // namespace
+
 const float* dense_panels(const Context& context, int64_t k, const float* a, int64_t rows) {
   thread_local std::vector<Line> memory;
   const int64_t num_panels = (rows + kDenseRows - 1) / kDenseRows;
@@ -89,14 +95,6 @@ const float* dense_panels(const Context& context, int64_t k, const float* a, int
   });
   return panels;
 }
-
-void add_bias(const float* bias, const Part& part, float* y, int64_t stride) {
-  for (int64_t r = 0; r < part.num_rows; ++r) {
-    for (int64_t i = 0; i < part.count; ++i) y[r * stride + i] += bias[i];
-  }
-}
-
-}  // namespace
 
 void multiply(const Context& context, const Layout& layout, const float* a, int64_t rows,
               const std::vector<Product>& products, bool gated) {

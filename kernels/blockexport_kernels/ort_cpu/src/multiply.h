@@ -19,6 +19,13 @@ struct DenseProduct {
   float* y;
 };
 
+// With fewer rows, packing fp32 weights for tiles costs more than it saves.
+constexpr int64_t kManyDenseRows = 24;
+
+// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each. The memory belongs to the calling thread
+// and is good until its next call.
+const float* dense_panels(const Context& context, int64_t k, const float* a, int64_t rows);
+
 // Multiplies `a` (rows, k) by each matrix. Gated: there are two, and y of the first becomes silu(first) * second; y of
 // the second is not used.
 void multiply(const Context& context, const Layout& layout, const float* a, int64_t rows,

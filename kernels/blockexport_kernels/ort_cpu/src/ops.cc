@@ -2,28 +2,14 @@
 //
 // Every quantised matrix is given as in com.microsoft::MatMulNBits: codes (N, blocks, block_size * bits / 8) uint8,
 // scales (N, blocks) fp32 and, if not every zero point is the default, zero points (N, ceil(blocks * bits / 8)) uint8.
+#include "checks.h"
+#include "experts.h"
 #include "multiply.h"
 
 namespace blockexport {
 namespace {
 
 using Shape = std::vector<int64_t>;
-
-void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted) {
-  if (!holds) refuse(op, std::string("'") + input + "' is " + text_of(given.shape) + ", wanted " + wanted);
-}
-
-Layout layout_of(const char* op, const Attributes& attributes) {
-  const int64_t bits = attributes.integer(op, "bits");
-  const int64_t block = attributes.integer(op, "block_size");
-  const int64_t k = attributes.integer(op, "K");
-  if (bits != 4 && bits != 8) refuse(op, "bits is " + std::to_string(bits) + ", wanted 4 or 8");
-  if (block < 16 || block > kLongestBlock || (block & (block - 1)) != 0) {
-    refuse(op, "block_size is " + std::to_string(block) + ", wanted 16, 32, 64, 128 or 256");
-  }
-  if (k < 1) refuse(op, "K is " + std::to_string(k) + ", wanted 1 or more");
-  return Layout(static_cast<int>(bits), static_cast<int>(block), k);
-}
 
 Shape with_last(Shape shape, int64_t length) {
   shape.back() = length;
@@ -221,6 +207,11 @@ const std::vector<Operator>& operators() {
       {MatMul::kName, {floats, floats, bias}, {floats}, make<MatMul>},
       {GatedMatMul::kName, {floats, floats, floats}, {floats}, make<GatedMatMul>},
       {GatherNBits::kName, {codes, indices, floats, zeros}, {floats}, make<GatherNBits>},
+      {kGatedExperts, {floats, indices, floats, floats, floats}, {floats}, make_gated_experts},
+      {kGatedExpertsNBits,
+       {floats, indices, floats, codes, floats, codes, floats, zeros, zeros},
+       {floats},
+       make_gated_experts_nbits},
   };
   return all;
 }
