@@ -78,4 +78,5 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
 _COMPUTE_OPS = _ATTENTION_OPS | {
     *("MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"),
     *("MatMulNBits", "MatMulNBitsMulti", "GatedMatMulNBits", "GatedMatMul"),
+    *("MoE", "QMoE", "GatedExperts", "GatedExpertsNBits"),
 }

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from blockexport.export.lower.native_experts import native_experts
+
 TARGET = "native"
 DOMAIN = "blockexport.cpu"
 _VERSION = 1
@@ -17,7 +19,7 @@ _LAYOUT = ("K", "bits", "block_size")
 
 
 def use_native_operators(stock: ir.Model) -> ir.Model:
-    """Replace linear layers and quantised embeddings; the given graph stays as it is.
+    """Replace linear layers, mixtures of experts and quantised embeddings; the given graph stays as it is.
 
     Args:
         stock: a graph for ONNX Runtime's own operators, with or without boundary markers.
@@ -26,6 +28,8 @@ def use_native_operators(stock: ir.Model) -> ir.Model:
     for node in list(model.graph):
         if node.op_type == "GatherBlockQuantized":
             _replace_embedding(node)
+        elif (mixture := native_experts(node)) is not None:
+            _replace([mixture.end], mixture.op_type, mixture.inputs, mixture.attributes, names_from=node)
     for readers in _by_input(node for node in model.graph if _is_linear(node)):
         _replace_siblings(readers)
     common.RemoveUnusedNodesPass()(model)
