@@ -51,7 +51,7 @@ def _is_plainly_gated(experts: Any) -> bool:
 
 
 def interleaved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The weights (experts, 2 * inner, hidden) of gates and what they gate, row by row in turn; made when first read."""
+    """Weights (experts, 2 * inner, hidden) with rows of gates and of what they gate in turn; made when first read."""
     num_experts, num_rows, width = tensor.shape.numpy()
 
     def make() -> ir.TensorProtocol:
