@@ -15,11 +15,11 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ExpertsInterface, _default_apply_gate, batched_mm_experts_forward
 
+from blockexport.core.expert_weights import interleaved_name
 from blockexport.export import ops
 
 INTERLEAVE_OP = "InterleaveRows"
 _IMPLEMENTATION = "blockexport"
-_SUFFIX = ".interleaved"
 _SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
@@ -53,17 +53,13 @@ def _is_plainly_gated(experts: Any) -> bool:
 def interleaved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Weights (experts, 2 * inner, hidden) with rows of gates and of what they gate in turn; made when first read."""
     num_experts, num_rows, width = tensor.shape.numpy()
+    name = interleaved_name(str(tensor.name))
 
     def make() -> ir.TensorProtocol:
         halves = tensor.numpy().reshape(num_experts, 2, num_rows // 2, width)
         return ir.tensor(halves.swapaxes(1, 2).reshape(num_experts, num_rows, width))
 
-    return ir.LazyTensor(make, tensor.dtype, ir.Shape(tensor.shape.numpy()), cache=True, name=f"{tensor.name}{_SUFFIX}")
-
-
-def source_of(name: str) -> str | None:
-    """The checkpoint's name of a weight that is stored interleaved under this name; None for any other."""
-    return name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else None
+    return ir.LazyTensor(make, tensor.dtype, ir.Shape(tensor.shape.numpy()), cache=True, name=name)
 
 
 def store_interleaved(model: ir.Model) -> None:

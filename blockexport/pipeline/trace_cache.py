@@ -12,10 +12,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
+from blockexport.core.expert_weights import source_of
 from blockexport.core.hardware import installed_versions
 from blockexport.core.jsonio import write_atomically
 from blockexport.core.model import ModelSpec
-from blockexport.export.experts import interleaved, source_of
+from blockexport.export.experts import interleaved
 from blockexport.export.trace import MarkedProgram, trace
 from blockexport.models.loaded import LoadedModel
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from blockexport.core.expert_weights import source_of
 from blockexport.core.precision import Precision
-from blockexport.export.experts import source_of
 from blockexport.quantization.blockwise import QuantisedMatrix, quantise, usable_block_size
 from blockexport.quantization.parts import Parts, replace
 
