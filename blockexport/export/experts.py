@@ -40,7 +40,9 @@ def _forward(
         # Slower, since it copies the weights that each token chose, but the same for every kind of expert.
         gathered: torch.Tensor = batched_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
         return gathered
-    return ops.gated_experts(hidden_states, top_k_index, top_k_weights, experts.gate_up_proj, experts.down_proj)
+    weights = experts.gate_up_proj, experts.down_proj
+    mixed: torch.Tensor = ops.gated_experts(hidden_states, top_k_index, top_k_weights, *weights)
+    return mixed
 
 
 def _is_plainly_gated(experts: Any) -> bool:

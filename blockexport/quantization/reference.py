@@ -63,7 +63,8 @@ def _rounding_hook(block_size: int) -> Any:
 def _rounded(hidden: torch.Tensor, block_size: int) -> torch.Tensor:
     blocks = hidden.unflatten(-1, (-1, block_size))
     scales = (blocks.abs().amax(-1, keepdim=True) / _INT8_MAX).clamp(min=torch.finfo(hidden.dtype).tiny)
-    return ((blocks / scales).round() * scales).flatten(-2)
+    rounded: torch.Tensor = ((blocks / scales).round() * scales).flatten(-2)
+    return rounded
 
 
 @contextmanager

@@ -100,7 +100,11 @@ def gather_nbits(w: Quantised, indices: NDArray[np.int64]) -> NDArray[np.float64
 
 def experts_tokens(experts: NDArray[np.int64]) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
     """Of a choice (tokens, k): each expert that was chosen, the tokens that did, and at which of their k places."""
-    return [(int(expert), *np.nonzero(experts == expert)) for expert in np.unique(experts)]
+    found = []
+    for expert in np.unique(experts):
+        tokens, places = np.nonzero(experts == expert)
+        found.append((int(expert), tokens, places))
+    return found
 
 
 def gated_experts(
