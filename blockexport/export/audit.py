@@ -77,5 +77,5 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
 
 _COMPUTE_OPS = _ATTENTION_OPS | {
     *("MatMul", "FusedMatMul", "Gemm", "Conv", "RMSNormalization", "LayerNormalization"),
-    "MatMulNBits",
+    *("MatMulNBits", "MoE", "QMoE", "GatedExperts", "GatedExpertsNBits"),
 }

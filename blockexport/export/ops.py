@@ -1,7 +1,7 @@
-"""The operators a marked program consists of besides aten: block boundaries and attention.
+"""The operators a marked program consists of besides aten: block boundaries, attention and mixtures of experts.
 
-Both stay opaque through tracing, so that a depth can be cut at the boundaries and each target can choose its own
-attention. Their eager implementations define what they mean.
+They stay opaque through tracing, so that a depth can be cut at the boundaries and each target can choose its own
+attention and its own way to bring tokens and experts together. Their eager implementations define what they mean.
 """
 
 import torch
@@ -138,3 +138,44 @@ def _(
 ) -> torch.Tensor:
     batch, num_heads, seq, head_dim = query.shape
     return query.new_empty(batch, seq, num_heads * head_dim)
+
+
+@torch.library.custom_op("blockexport::gated_experts", mutates_args=())
+def gated_experts(
+    hidden_states: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    """Of each token the weighted sum of what its experts make of it, down(silu(gate(x)) * up(x)).
+
+    Args:
+        hidden_states: (tokens, hidden).
+        experts: (tokens, chosen), the different experts of each token.
+        weights: (tokens, chosen), not negative.
+        gate_up: (experts, 2 * inner, hidden), the rows of the gates before those of what they gate.
+        down: (experts, hidden, inner).
+
+    Returns:
+        (tokens, hidden).
+    """
+    linear, silu = torch.nn.functional.linear, torch.nn.functional.silu
+    total = torch.zeros_like(hidden_states)
+    for expert in experts.unique().tolist():
+        tokens, place = torch.where(experts == expert)
+        gate, up = linear(hidden_states[tokens], gate_up[expert]).chunk(2, -1)
+        made = linear(silu(gate) * up, down[expert])
+        total.index_add_(0, tokens, made * weights[tokens, place, None])
+    return total
+
+
+@gated_experts.register_fake
+def _(
+    hidden_states: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    return torch.empty_like(hidden_states)

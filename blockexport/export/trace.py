@@ -1,7 +1,7 @@
-"""Full-depth `torch.export` of a model, with every block's boundaries marked and attention left open.
+"""Full-depth `torch.export` of a model, with every block's boundaries marked, attention and experts left open.
 
-The trace is taken from the stock transformers model: its attention is replaced through transformers' own attention
-interface, its cache by one that hands new keys and values on to that attention, its blocks get hooks.
+The trace is taken from the stock transformers model: its attention and its experts are replaced through transformers'
+own interfaces for them, its cache by one that hands new keys and values on to that attention, its blocks get hooks.
 """
 
 import copy
@@ -20,6 +20,7 @@ from blockexport.core.model import KvSpec
 from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
 from blockexport.errors import ExportError
 from blockexport.export import ops
+from blockexport.export.experts import open_experts
 from blockexport.models.loaded import LoadedModel
 
 _ATTENTION = "blockexport"
@@ -186,6 +187,7 @@ def trace(model: LoadedModel) -> MarkedProgram:
     is_decoder = model.spec.kind == "decoder"
     AttentionInterface.register(_ATTENTION, _attention_function(context, is_decoder=is_decoder))
     _set_attention(module)
+    open_experts(module)
     build = _decoder_case if is_decoder else _single_pass_case
     wrapper, args, names, axes, outputs = build(model, module, context)
     shapes = _shapes(names, axes, is_decoder)

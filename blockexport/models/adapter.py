@@ -83,7 +83,7 @@ class TreeAdapter:
         return tuple(KvSpec(num_heads=key.shape[1], head_dim=key.shape[3]) for key in keys)
 
     def prepare_for_export(self, module: Any) -> None:
-        """Compute all experts of a mixture at once: choosing among them in Python cannot be traced.
+        """Refuse what no engine is made of; nothing needs another form.
 
         Raises:
             ModelSupportError: the weights are not held in float32, in which engines are proved; or the model attends
@@ -100,8 +100,6 @@ class TreeAdapter:
                 "for; load the ...ForCausalLM class of this checkpoint"
             )
             raise ModelSupportError(msg)
-        if getattr(module.config, "num_experts", None) or getattr(module.config, "num_local_experts", None):
-            module.set_experts_implementation("batched_mm")
 
     def _num_blocks(self, module: nn.Module) -> int:
         config: Any = module.config

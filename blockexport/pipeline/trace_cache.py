@@ -12,9 +12,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
+from blockexport.core.expert_weights import source_of
 from blockexport.core.hardware import installed_versions
 from blockexport.core.jsonio import write_atomically
 from blockexport.core.model import ModelSpec
+from blockexport.export.experts import interleaved
 from blockexport.export.trace import MarkedProgram, trace
 from blockexport.models.loaded import LoadedModel
 
@@ -59,7 +61,7 @@ def _detached(graph: ir.Model, model: LoadedModel) -> bytes:
     names = _weights(model)
     emptied = graph.clone()
     for name, value in emptied.graph.initializers.items():
-        if name in names and value.const_value is not None:
+        if (source_of(name) or name) in names and value.const_value is not None:
             value.const_value = ir.ExternalTensor(
                 location="weights",
                 offset=0,
@@ -76,5 +78,7 @@ def _attach(graph: ir.Model, model: LoadedModel) -> ir.Model:
     weights = _weights(model)
     for name, value in graph.graph.initializers.items():
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = TorchTensor(weights[name].detach(), name=name)
+            source = source_of(name)
+            tensor = TorchTensor(weights[source or name].detach(), name=source or name)
+            value.const_value = tensor if source is None else interleaved(tensor)
     return graph

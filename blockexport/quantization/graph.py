@@ -1,14 +1,14 @@
-"""A marked graph with quantised weights: every matrix that a linear layer or the embedding reads."""
+"""A marked graph with quantised weights: every matrix that a linear layer, an expert or the embedding reads."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from blockexport.core.precision import Precision
 from blockexport.quantization.blockwise import QuantisedMatrix, quantise, usable_block_size
+from blockexport.quantization.experts import quantise_experts, router_weights
+from blockexport.quantization.parts import Parts, replace
 
 _DOMAIN = "com.microsoft"
 # Integer activations inside the operator, its fast path; weights are integers already.
@@ -35,19 +35,20 @@ class QuantisedGraph:
 def quantise_graph(marked: ir.Model, precision: Precision) -> QuantisedGraph:
     """Quantise the weights of a marked graph, which stays as it is.
 
-    A weight is quantised for all its readers or not at all. Weights whose rows no block size divides, batched expert
-    weights, convolutions and tables of positions stay fp32.
+    A weight is quantised for all its readers or not at all. Weights whose rows no block size divides, those by which
+    tokens choose experts, convolutions and tables of positions stay fp32.
 
     Args:
         marked: full-depth graph for ONNX Runtime, with boundary markers.
         precision: of the weights.
     """
     model = marked.clone()
-    matrices: dict[str, QuantisedMatrix] = {}
+    matrices = quantise_experts(model.graph, precision)
+    routers = router_weights(model.graph, _LINEAR)
     transposed = set()
     for name, weight in list(model.graph.initializers.items()):
         readers = _readers(weight)
-        if readers is None:
+        if readers is None or name in routers:
             continue
         is_transposed = any(_is_stored_inputs_first(node) for node in readers)
         tensor = weight.const_value
@@ -59,7 +60,7 @@ def quantise_graph(marked: ir.Model, precision: Precision) -> QuantisedGraph:
         array = tensor.numpy().T if is_transposed else tensor.numpy()
         matrices[name] = quantise(array, precision.model_copy(update={"block_size": block_size}))
         transposed |= {name} if is_transposed else set()
-        parts = _Parts(model.graph, f"{name}.{precision}", matrices[name])
+        parts = Parts(model.graph, f"{name}.{precision}", matrices[name])
         for node in readers:
             _replace_embedding(node, parts) if node.op_type == "Gather" else _replace_linear(node, parts)
         del model.graph.initializers[name]
@@ -106,33 +107,7 @@ def _number(node: ir.Node, name: str, default: float) -> float:
     return float(node.attributes[name].value) if name in node.attributes else default
 
 
-class _Parts:
-    """The initializers of one quantised weight, called after it, so that the audit sees whose they are."""
-
-    def __init__(self, graph: ir.Graph, name: str, matrix: QuantisedMatrix) -> None:
-        self.graph = graph
-        self.matrix = matrix
-        self._name = name
-
-    def get(self, part: str, array: NDArray[Any]) -> ir.Value:
-        name = f"{self._name}.{part}"
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
-
-    @property
-    def scales(self) -> list[ir.Value]:
-        """Scales, and zero points where there are any."""
-        values = [self.get("scales", self.matrix.scales)]
-        if self.matrix.zero_points is not None:
-            values.append(self.get("zero_points", self.matrix.zero_points))
-        return values
-
-
-def _replace_linear(node: ir.Node, parts: _Parts) -> None:
+def _replace_linear(node: ir.Node, parts: Parts) -> None:
     matrix = parts.matrix
     attributes = {
         "K": matrix.scales.shape[1] * matrix.block_size,
@@ -141,35 +116,22 @@ def _replace_linear(node: ir.Node, parts: _Parts) -> None:
         "block_size": matrix.block_size,
         "accuracy_level": _ACCURACY_INT8,
     }
-    inputs = [node.inputs[0], parts.get("packed", matrix.packed), *parts.scales]
+    inputs = [node.inputs[0], parts.packed, *parts.scales]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         # Between scales and bias come zero points and a column order.
         inputs += [None] * (_BIAS_INPUT - len(inputs)) + [node.inputs[2]]
-    output = _replace(node, "MatMulNBits", inputs, attributes)
+    output = replace(node, "MatMulNBits", inputs, attributes)
     factor = _number(node, "alpha", 1)
     if factor != 1:
         _scale(parts.graph, output, factor)
 
 
-def _replace_embedding(node: ir.Node, parts: _Parts) -> None:
+def _replace_embedding(node: ir.Node, parts: Parts) -> None:
     matrix = parts.matrix
     # The same bytes as a linear layer's, in another shape: the weight file holds them once.
     rows = parts.get("rows", matrix.packed.reshape(len(matrix.packed), -1))
     attributes = {"bits": matrix.bits, "block_size": matrix.block_size, "quantize_axis": 1, "gather_axis": 0}
-    _replace(node, "GatherBlockQuantized", [rows, node.inputs[1], *parts.scales], attributes)
-
-
-def _replace(node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int]) -> ir.Value:
-    new = ir.node(op_type, inputs, attributes, domain=_DOMAIN, name=node.name)
-    new.metadata_props.update(node.metadata_props)
-    old, output = node.outputs[0], new.outputs[0]
-    output.name, output.shape, output.type = old.name, old.shape, old.type
-    graph = node.graph
-    assert graph is not None
-    graph.insert_after(node, new)
-    old.replace_all_uses_with(output, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    return output
+    replace(node, "GatherBlockQuantized", [rows, node.inputs[1], *parts.scales], attributes)
 
 
 def _scale(graph: ir.Graph, value: ir.Value, factor: float) -> None:

@@ -30,20 +30,23 @@ def dequantised(model: LoadedModel, graph: QuantisedGraph) -> LoadedModel:
 
 def _weight(matrix: QuantisedMatrix, original: torch.Tensor, transposed: bool) -> torch.Tensor:
     array = matrix.dequantise()
-    return torch.from_numpy(array.T.copy() if transposed else array).to(original.dtype)
+    return torch.from_numpy(array.T.copy() if transposed else array).reshape(original.shape).to(original.dtype)
 
 
 @contextmanager
 def rounded_activations(model: LoadedModel, graph: QuantisedGraph) -> Iterator[None]:
-    """Let every quantised linear layer see its input as its engine does: rounded to int8, one scale for each block.
+    """Let whatever multiplies by quantised weights see its input as its engine does: rounded to int8 block by block.
 
     This is the arithmetic that `MatMulNBits` documents for `accuracy_level` 4. How far it moves the outputs says how
     far an engine may be off.
     """
     with ExitStack() as hooks:
         for name, matrix in graph.matrices.items():
-            owner = model.module.get_submodule(name.rpartition(".")[0])
-            if not isinstance(owner, nn.Embedding):
+            path, _, weight = name.rpartition(".")
+            owner: Any = model.module.get_submodule(path)
+            if hasattr(owner, "is_concatenated") and weight == "down_proj":
+                hooks.enter_context(_rounded_gates(owner, matrix.block_size))
+            elif not isinstance(owner, nn.Embedding):
                 hook = _rounding_hook(matrix.block_size)
                 hooks.callback(owner.register_forward_pre_hook(hook).remove)
         yield
@@ -52,8 +55,28 @@ def rounded_activations(model: LoadedModel, graph: QuantisedGraph) -> Iterator[N
 def _rounding_hook(block_size: int) -> Any:
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden, *rest = args
-        blocks = hidden.unflatten(-1, (-1, block_size))
-        scales = (blocks.abs().amax(-1, keepdim=True) / _INT8_MAX).clamp(min=torch.finfo(hidden.dtype).tiny)
-        return ((blocks / scales).round() * scales).flatten(-2), *rest
+        return _rounded(hidden, block_size), *rest
 
     return hook
+
+
+def _rounded(hidden: torch.Tensor, block_size: int) -> torch.Tensor:
+    blocks = hidden.unflatten(-1, (-1, block_size))
+    scales = (blocks.abs().amax(-1, keepdim=True) / _INT8_MAX).clamp(min=torch.finfo(hidden.dtype).tiny)
+    rounded: torch.Tensor = ((blocks / scales).round() * scales).flatten(-2)
+    return rounded
+
+
+@contextmanager
+def _rounded_gates(experts: Any, block_size: int) -> Iterator[None]:
+    """What goes into the down projections of a mixture is made within its module, by a method of its own."""
+    before = experts.config._experts_implementation  # noqa: SLF001  (the public setter knows models only)
+    gate = experts._apply_gate  # noqa: SLF001
+    experts._apply_gate = lambda gate_up: _rounded(gate(gate_up), block_size)  # noqa: SLF001
+    # The loop over experts, unlike this, does not ask that method.
+    experts.config._experts_implementation = "grouped_mm"  # noqa: SLF001
+    try:
+        yield
+    finally:
+        experts.config._experts_implementation = before  # noqa: SLF001
+        del experts._apply_gate  # noqa: SLF001

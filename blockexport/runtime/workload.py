@@ -40,14 +40,18 @@ class RuntimeWorkload:
         """A call that runs one prompt (batch, prompt_tokens) from an empty cache."""
         bound = self._engines.decoder(level).bind(self._engines.new_cache(batch, prompt_tokens).rows)
         lengths = np.full(batch, prompt_tokens, np.int64)
-        inputs = StepInputs.prompt(np.ones((batch, prompt_tokens), np.int64), lengths)
+        inputs = StepInputs.prompt(self._different_tokens(batch, prompt_tokens), lengths)
         return lambda: _discard(bound.step(inputs))
 
     def decode_call(self, level: str, batch: int, kv_tokens: int) -> Callable[[], None]:
         """A call that runs one decode step behind `kv_tokens` cached tokens of each row."""
         bound = self._engines.decoder(level).bind(self._engines.new_cache(batch, kv_tokens + 1).rows)
-        inputs = StepInputs.following(np.ones((batch, 1), np.int64), np.full(batch, kv_tokens, np.int64))
+        inputs = StepInputs.following(self._different_tokens(batch, 1), np.full(batch, kv_tokens, np.int64))
         return lambda: _discard(bound.step(inputs))
+
+    def _different_tokens(self, batch: int, seq: int) -> NDArray[np.int64]:
+        """A mixture of experts would send equal tokens to the same few experts, and be faster than it is."""
+        return (np.arange(batch * seq, dtype=np.int64) % self._spec.vocab_size).reshape(batch, seq)
 
     def forward_call(self, level: str, batch: int) -> Callable[[], None]:
         """A call that runs one single pass over `batch` samples."""

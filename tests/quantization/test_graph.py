@@ -49,7 +49,7 @@ def _write(graph: ir.Model, mask: DepthMask, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "bert", "vit"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "olmoe", "mixtral", "bert", "vit"])
 def test_an_engine_is_as_far_off_as_rounding_its_activations_explains(
     architecture: str, precision: str, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
-"""Lowering for ONNX Runtime: contrib attention operators with the cache updated in place.
+"""Lowering for ONNX Runtime: contrib operators for attention, with the cache updated in place, and for experts.
 
-`GroupQueryAttention` and `MultiHeadAttention` are described in
+`GroupQueryAttention`, `MultiHeadAttention` and `MoE` are described in
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 """
 
@@ -12,6 +12,7 @@ from torch.onnx import ops as onnx_ops
 
 from blockexport.errors import ExportError
 from blockexport.export import ops as _marked_ops  # noqa: F401  (registers the operators)
+from blockexport.export.experts import INTERLEAVE_OP, store_interleaved
 from blockexport.export.heads import keep_heads_packed
 from blockexport.export.simplify import simplify, use_weights_as_stored
 from blockexport.export.trace import MarkedProgram
@@ -89,10 +90,43 @@ def _full_attention(
     return attended
 
 
+def _gated_experts(
+    hidden_states: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    # The operator routes by itself: a softmax over all experts, of which the largest are taken and made to add up to 1.
+    # Whatever the model's router does is brought into that form by logarithms, and what its weights add up to.
+    chosen = torch.full((experts.shape[0], gate_up.shape[0]), float("-inf")).scatter(1, experts, weights.log())
+    rows = onnx_ops.symbolic(
+        f"{BOUNDARY_DOMAIN}::{INTERLEAVE_OP}", (gate_up,), dtype=gate_up.dtype, shape=gate_up.shape, version=1
+    )
+    attributes: dict[str, Any] = {
+        "k": experts.shape[1],
+        "normalize_routing_weights": 1,
+        "activation_type": "swiglu",
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "swiglu_fusion": 1,
+    }
+    mixed: torch.Tensor = onnx_ops.symbolic(
+        "com.microsoft::MoE",
+        (hidden_states, chosen, rows, None, down),
+        attributes,
+        dtype=hidden_states.dtype,
+        shape=hidden_states.shape,
+        version=1,
+    )
+    return mixed * weights.sum(1, keepdim=True)
+
+
 _DECOMPOSITIONS = {
     torch.ops.blockexport.boundary.default: _boundary,
     torch.ops.blockexport.cached_attention.default: _cached_attention,
     torch.ops.blockexport.full_attention.default: _full_attention,
+    torch.ops.blockexport.gated_experts.default: _gated_experts,
 }
 
 
@@ -120,6 +154,7 @@ def lower(marked: MarkedProgram) -> ir.Model:
     model = exported.model
     simplify(model)
     use_weights_as_stored(model)
+    store_interleaved(model)
     keep_heads_packed(model)
     _name_axes(model, marked)
     return model

@@ -165,3 +165,40 @@ def cached_attention(
                 weights = np.exp(scores - scores.max())
                 out[row, token, head] = weights / weights.sum() @ values[row, head // shared, seen]
     return out, keys, values
+
+
+def experts_tokens(experts: NDArray[np.int64]) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+    """Of a choice (tokens, k): each expert that was chosen, the tokens that did, and at which of their k places."""
+    found = []
+    for expert in np.unique(experts):
+        tokens, places = np.nonzero(experts == expert)
+        found.append((int(expert), tokens, places))
+    return found
+
+
+def gated_experts(
+    a: Floats, experts: NDArray[np.int64], weights: Floats, gate_up: Floats, down: Floats
+) -> NDArray[np.float64]:
+    """`GatedExperts`: of each token the weighted sum over its experts e of down_e . (silu(gate_e . a) * up_e . a).
+
+    gate_up is (E, 2h, d), the even rows of each expert being its gate; down is (E, d, h).
+    """
+    out = np.zeros(a.shape)
+    for expert, tokens, place in experts_tokens(experts):
+        product = matmul(a[tokens], gate_up[expert])
+        made = matmul(gated(product[:, 0::2], product[:, 1::2]), down[expert])
+        np.add.at(out, tokens, made * weights[tokens, place][:, None])
+    return out
+
+
+def gated_experts_nbits(
+    a: Floats, experts: NDArray[np.int64], weights: Floats, gate_up: list[Quantised], down: list[Quantised]
+) -> NDArray[np.float64]:
+    """`GatedExpertsNBits`: the same with a quantised matrix for each expert; both products quantise their inputs."""
+    out = np.zeros(a.shape)
+    for expert, tokens, place in experts_tokens(experts):
+        product = matmul_nbits(a[tokens], gate_up[expert])
+        hidden = gated(product[:, 0::2], product[:, 1::2]).astype(np.float32)
+        made = matmul_nbits(hidden, down[expert])
+        np.add.at(out, tokens, made * weights[tokens, place][:, None])
+    return out

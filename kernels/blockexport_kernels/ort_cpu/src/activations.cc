@@ -9,9 +9,6 @@
 namespace blockexport {
 namespace {
 
-// With fewer rows, unpacking weights for tiles costs more than it saves.
-constexpr int64_t kManyRows = 8;
-
 // kTileRows rows of codes, scales and sums, as Path::quantise writes them; each thread has its own.
 struct Quantised {
   int8_t* codes[kTileRows];
@@ -42,15 +39,18 @@ int64_t panel_bytes(const Layout& layout) {
 }  // namespace
 
 Activations::Activations(const Context& context, const Layout& layout, const Rows& rows, bool one_zero)
-    : layout_(layout), rows_(rows), one_zero_(one_zero), many_(rows.count >= kManyRows && path().tiles != nullptr) {
-  thread_local std::vector<Line> memory[2];
+    : Activations(context, layout, rows, one_zero, rows.count >= kManyRows && path().tiles != nullptr) {}
+
+Activations::Activations(const Context& context, const Layout& layout, const Rows& rows, bool one_zero, bool many)
+    : layout_(layout), rows_(rows), one_zero_(one_zero), many_(many) {
+  thread_local std::vector<Line> memory[3];
   if (!many_) {
     records_ = scratch<Record>(memory[0], rows.count * layout.groups);
     context.parallel(rows.count, [&](int64_t row) { write_records(row, records_ + row * layout.groups); });
     return;
   }
   const int64_t num_panels = (rows.count + kTileRows - 1) / kTileRows;
-  auto* bytes = scratch<int8_t>(memory[0], num_panels * panel_bytes(layout));
+  auto* bytes = scratch<int8_t>(memory[2], num_panels * panel_bytes(layout));
   panels_ = scratch<Panel>(memory[1], num_panels);
   context.parallel(num_panels, [&](int64_t index) {
     write_panel(index * kTileRows, bytes + index * panel_bytes(layout), panels_ + index);

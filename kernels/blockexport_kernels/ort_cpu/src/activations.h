@@ -5,6 +5,9 @@
 
 namespace blockexport {
 
+// With fewer rows, unpacking weights for tiles costs more than it saves.
+constexpr int64_t kManyRows = 8;
+
 // Rows (count, k) that are multiplied as they are or, with `norm` (k), after an RMSNorm.
 struct Rows {
   const float* data;
@@ -25,8 +28,9 @@ struct Rows {
 class Activations {
  public:
   // one_zero: every matrix that follows has the default zero point. The memory belongs to the calling thread and is good
-  // until its next Activations.
+  // until its next Activations in the same form, records or panels.
   Activations(const Context& context, const Layout& layout, const Rows& rows, bool one_zero);
+  Activations(const Context& context, const Layout& layout, const Rows& rows, bool one_zero, bool many);
 
   bool many() const { return many_; }  // Path::tiles is to be used, with panels, and Path::dot with records otherwise
   const Record* records(int64_t row) const { return records_ + row * layout_.groups; }
@@ -38,7 +42,7 @@ class Activations {
   int32_t correction(int32_t sum) const { return -sum * (one_zero_ ? layout_.default_zero() : 1); }
 
   const Layout& layout_;
-  const Rows& rows_;
+  Rows rows_;
   bool one_zero_;
   bool many_;
   Record* records_ = nullptr;

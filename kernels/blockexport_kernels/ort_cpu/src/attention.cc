@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "checks.h"
 #include "paths.h"
 #include "scratch.h"
 

@@ -23,7 +23,6 @@ int64_t min_tasks() {
 // tile heights).
 constexpr int64_t kTaskRows = 192;
 static_assert(kTaskRows % kTileRows == 0 && kTaskRows % kDenseRows == 0);
-constexpr int64_t kManyDenseRows = 10;
 
 // The rows of one matrix of weights, cut into runs of `length`.
 struct Pieces {
@@ -89,7 +88,8 @@ void for_each_part(const Context& context, int64_t rows, const std::vector<AnyPr
   });
 }
 
-// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each.
+}  // namespace
+
 const float* dense_panels(const Context& context, const Rows& rows) {
   thread_local std::vector<Line> memory;
   const int64_t num_panels = (rows.count + kDenseRows - 1) / kDenseRows;
@@ -108,6 +108,8 @@ const float* dense_panels(const Context& context, const Rows& rows) {
   });
   return panels;
 }
+
+namespace {
 
 // All rows in one piece of memory.
 const float* dense_rows(const Rows& rows) {

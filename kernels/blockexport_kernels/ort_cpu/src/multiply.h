@@ -18,6 +18,13 @@ struct DenseProduct {
   float* y;
 };
 
+// With fewer rows, laying fp32 activations out for tiles costs more than it saves.
+constexpr int64_t kManyDenseRows = 10;
+
+// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each. The memory belongs to the calling thread
+// and is good until its next call.
+const float* dense_panels(const Context& context, const Rows& rows);
+
 enum class Ending {
   kNone,
   kResidual,  // there is one product, and `residual` (rows, n) is added to y

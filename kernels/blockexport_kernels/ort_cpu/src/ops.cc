@@ -3,22 +3,12 @@
 // Every quantised matrix is given as in com.microsoft::MatMulNBits: codes (N, blocks, block_size * bits / 8) uint8,
 // scales (N, blocks) fp32 and, if not every zero point is the default, zero points (N, ceil(blocks * bits / 8)) uint8.
 #include "attention.h"
+#include "checks.h"
+#include "experts.h"
 #include "multiply.h"
 
 namespace blockexport {
 namespace {
-
-Layout layout_of(const char* op, const Attributes& attributes) {
-  const int64_t bits = attributes.integer(op, "bits");
-  const int64_t block = attributes.integer(op, "block_size");
-  const int64_t k = attributes.integer(op, "K");
-  if (bits != 4 && bits != 8) refuse(op, "bits is " + std::to_string(bits) + ", wanted 4 or 8");
-  if (block < 16 || block > kLongestBlock || (block & (block - 1)) != 0) {
-    refuse(op, "block_size is " + std::to_string(block) + ", wanted 16, 32, 64, 128 or 256");
-  }
-  if (k < 1) refuse(op, "K is " + std::to_string(k) + ", wanted 1 or more");
-  return Layout(static_cast<int>(bits), static_cast<int>(block), k);
-}
 
 Matrix matrix_of(const char* op, const Layout& layout, const Tensor& codes, const Tensor& scales, const Tensor& zeros) {
   const int64_t block_bytes = layout.block * layout.bits / 8;
@@ -209,6 +199,11 @@ const std::vector<Operator>& operators() {
       {MatMul::kName, {floats, any}, {several}, make<MatMul>},
       {GatherNBits::kName, {codes, indices, floats, zeros}, {floats}, make<GatherNBits>},
       cached_attention(),
+      {kGatedExperts, {floats, indices, floats, floats, floats}, {floats}, make_gated_experts},
+      {kGatedExpertsNBits,
+       {floats, indices, floats, codes, floats, codes, floats, zeros, zeros},
+       {floats},
+       make_gated_experts_nbits},
   };
   return all;
 }

@@ -92,10 +92,6 @@ std::string text_of(const Shape& shape) {
   return out + ")";
 }
 
-void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted) {
-  if (!holds) refuse(op, std::string("'") + input + "' is " + text_of(given.shape) + ", wanted " + wanted);
-}
-
 int64_t Tensor::size() const {
   int64_t out = 1;
   for (int64_t length : shape) out *= length;

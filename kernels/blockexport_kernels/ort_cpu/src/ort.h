@@ -32,13 +32,6 @@ struct Tensor {
   const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
 };
 
-void expect(bool holds, const char* op, const char* input, const Tensor& given, const std::string& wanted);
-
-inline Shape with_last(Shape shape, int64_t length) {
-  shape.back() = length;
-  return shape;
-}
-
 class Attributes {
  public:
   Attributes(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
