@@ -132,9 +132,10 @@ def check_tokens(tokens: NDArray[np.generic], spec: ModelSpec) -> None:
         msg = f"a sample has {length} tokens, but {spec.name} places {spec.context_tokens}; shorten it"
         raise DataError(msg)
     lowest, highest = int(tokens.min(initial=0)), int(tokens.max(initial=0))
-    if lowest < 0 or highest >= spec.vocab_size:
+    num_tokens = spec.vocab_size + spec.num_extra_tokens
+    if lowest < 0 or highest >= num_tokens:
         outside = lowest if lowest < 0 else highest
-        msg = f"token id {outside} is outside the vocabulary of {spec.name}, 0 to {spec.vocab_size - 1}; fix the data"
+        msg = f"token id {outside} is outside the vocabulary of {spec.name}, 0 to {num_tokens - 1}; fix the data"
         raise DataError(msg)
 
 

@@ -27,7 +27,9 @@ def run_model(model: LoadedModel, inputs: Mapping[str, torch.Tensor], **options:
         DataError: token ids that the model has no place or no embedding for.
     """
     if "input_ids" in inputs:
-        check_tokens(inputs["input_ids"].cpu().numpy(), model.spec)
+        tokens = inputs["input_ids"].cpu()
+        # Batches with pictures are padded with -1 throughout.
+        check_tokens((tokens.clamp(min=-1) * (tokens != -1) if model.spec.vision else tokens).numpy(), model.spec)
     device = next(model.module.parameters()).device
     if model.spec.kind == "decoder":
         options = {"use_cache": False} | options

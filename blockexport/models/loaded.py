@@ -10,9 +10,11 @@ from torch import nn
 
 from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
-from blockexport.errors import MaskError, ModelSupportError
+from blockexport.errors import MaskError, ModelSupportError, RequestError
 from blockexport.models.adapter import ModelAdapter, resolve_adapter
 from blockexport.models.skip import ACTIVE_MASK
+
+_PICTURES = {"images", "image_masks", "image_input_idx", "image_features", "pixel_values"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +34,15 @@ class LoadedModel:
     tokenizer_dir: Path | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module."""
+        """Call the module.
+
+        Raises:
+            RequestError: pictures were given to a model that reads text only, which transformers would pass over.
+        """
+        given = sorted(_PICTURES & kwargs.keys())
+        if given and self.spec.kind != "vision" and self.spec.vision is None:
+            msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
+            raise RequestError(msg)
         return self.module(*args, **kwargs)
 
     @property
@@ -113,6 +123,8 @@ def wrap_module(
         output=_output_name(module),
         stop_tokens=_stop_tokens(module, text),
         pad_token=_pad_token(text),
+        num_extra_tokens=getattr(config, "num_extra_tokens", 0),
+        vision=adapter.vision(module),
     )
     return LoadedModel(module, spec, adapter, tokenizer_dir)
 
@@ -123,7 +135,7 @@ def as_loaded(model: "LoadedModel | nn.Module") -> LoadedModel:
 
 
 def digest_module(module: nn.Module) -> str:
-    """SHA-256 over the configuration and every parameter and buffer, in name order."""
+    """SHA-256 over the configuration and every parameter and buffer, in name order; shapes only on the meta device."""
     state = hashlib.sha256()
     config: Any = module.config
     settings = config.to_dict()
@@ -132,7 +144,8 @@ def digest_module(module: nn.Module) -> str:
     state.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in volatile)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if not tensor.is_meta:
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 
