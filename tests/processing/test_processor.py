@@ -8,8 +8,9 @@ from tokenizers import Tokenizer
 
 from blockexport.errors import ModelSupportError, RequestError
 from blockexport.models.demos.digits_molmo.tokenizer import END_OF_TEXT, train_tokenizer
-from blockexport.processing import MolmoProcessor, PictureGeometry, collate, num_image_tokens
+from blockexport.processing import PictureGeometry, num_image_tokens
 from blockexport.processing.layout import DROPPED
+from blockexport.processing.processor import MolmoProcessor, collate
 
 SMALL = PictureGeometry(crop_size=24, patch_size=4, margins=(2, 2), max_crops=4)
 TOKENIZER = train_tokenizer()

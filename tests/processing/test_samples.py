@@ -5,7 +5,8 @@ from blockexport.core.data import IGNORED_LABEL, Dataset
 from blockexport.core.questions import PictureQuestion
 from blockexport.errors import DataError
 from blockexport.models.demos.digits_molmo.tokenizer import END_OF_TEXT, train_tokenizer
-from blockexport.processing import MolmoProcessor, PictureGeometry
+from blockexport.processing import PictureGeometry
+from blockexport.processing.processor import MolmoProcessor
 from blockexport.processing.samples import question_sample
 
 SMALL = PictureGeometry(crop_size=24, patch_size=4, margins=(2, 2), max_crops=4)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blockexport.core.data import IGNORED_LABEL, pad_stack, stack_pictures
 from blockexport.models.demos.digits_molmo.data import TASKS, Scene
-from blockexport.processing import MolmoProcessor
+from blockexport.processing.processor import MolmoProcessor
 from blockexport.processing.samples import answer_tokens
 
 

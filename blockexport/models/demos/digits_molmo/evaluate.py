@@ -11,7 +11,7 @@ from blockexport.core.quality import evaluate
 from blockexport.models.demos.digits_molmo.data import TASKS, questions
 from blockexport.models.demos.digits_vit.data import Split
 from blockexport.models.molmo.model import MolmoForCausalLM
-from blockexport.processing import MolmoProcessor
+from blockexport.processing.processor import MolmoProcessor
 from blockexport.processing.samples import question_sample
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from blockexport.core.jsonio import dump_json, write_atomically
 from blockexport.models.demos.digits_molmo.tokenizer import END_OF_TEXT, PICTURE_TOKENS, train_tokenizer
-from blockexport.processing import MolmoProcessor, PictureGeometry
+from blockexport.processing import PictureGeometry
+from blockexport.processing.processor import MolmoProcessor
 
 GEOMETRY = PictureGeometry(crop_size=24, patch_size=4, margins=(2, 2), max_crops=4)
 

@@ -30,7 +30,7 @@ from blockexport.models.demos.digits_vit.data import Split
 from blockexport.models.molmo.checkpoint import read_checkpoint, write_checkpoint
 from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.model import MolmoForCausalLM
-from blockexport.processing import MolmoProcessor
+from blockexport.processing.processor import MolmoProcessor
 
 _ATTENTION = "sdpa_float32"
 _NUM_DIGITS = 10
