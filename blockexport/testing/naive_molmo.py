@@ -18,7 +18,8 @@ Array = NDArray[np.float64]
 
 def _softmax(scores: Array) -> Array:
     raised: Array = np.exp(scores - scores.max())
-    return raised / raised.sum()
+    shares: Array = raised / raised.sum()
+    return shares
 
 
 def _sigmoid(x: Array) -> Array:
@@ -52,10 +53,8 @@ class NaiveMolmo:
 
     def _layer_norm(self, name: str, x: Array) -> Array:
         centred: Array = x - x.mean()
-        return (
-            centred / np.sqrt((centred**2).mean() + 1e-5) * self.weights[f"{name}.weight"]
-            + self.weights[f"{name}.bias"]
-        )
+        scaled: Array = centred / np.sqrt((centred**2).mean() + 1e-5) * self.weights[f"{name}.weight"]
+        return scaled + self.weights[f"{name}.bias"]
 
     def _linear(self, name: str, x: Array) -> Array:
         return self.weights[f"{name}.weight"] @ x + self.weights.get(f"{name}.bias", 0.0)
