@@ -6,17 +6,31 @@ cache layout is read off a forward of one token. An architecture that differs ge
 """
 
 import importlib
-from typing import Any, Protocol
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from blockexport.core.model import KvSpec, ModelKind
+from blockexport.core.model import KvSpec, ModelKind, VisionSpec
 from blockexport.errors import ModelSupportError
+from blockexport.models.pretrained import check_surplus_blocks, read_pretrained
 
 
 class ModelAdapter(Protocol):
     """What the stages ask of an architecture."""
+
+    def read(
+        self,
+        folder: Path,
+        entries: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        config_only: bool,
+        trust_remote_code: bool,
+    ) -> nn.Module:
+        """Build the model of a checkpoint folder whose `config.json` holds `entries`; see `load_model`."""
 
     def blocks(self, module: nn.Module) -> nn.ModuleList:
         """The prunable blocks, in order."""
@@ -27,12 +41,60 @@ class ModelAdapter(Protocol):
     def kv_layout(self, module: nn.Module) -> tuple[KvSpec, ...]:
         """Per block, its cache row; empty for models without a cache."""
 
+    def vision(self, module: nn.Module) -> VisionSpec | None:
+        """The vision side of a decoder that reads pictures."""
+
     def prepare_for_export(self, module: nn.Module) -> None:
         """Switch a copy of the model to forms that trace to a static graph."""
+
+    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; its output object has the output that the specification names."""
+
+
+@runtime_checkable
+class PictureAdapter(ModelAdapter, Protocol):
+    """What the stages ask besides of a decoder that reads pictures.
+
+    Everywhere but in these methods pictures are three arrays, whatever the architecture: `images` (batch, crops,
+    *image_shape), `image_masks` (batch, crops, *mask_shape) for models that take them, and `image_input_idx` (batch,
+    crops, pooled), the column of `input_ids` where each image token enters, below 0 for none. Crops of rows that have
+    fewer than others are -1 throughout.
+    """
+
+    def vision_blocks(self, module: nn.Module) -> nn.ModuleList:
+        """The prunable blocks of the vision tower, in order: `VisionSpec.num_blocks` of them."""
+
+    def encode_images(self, module: nn.Module, images: torch.Tensor, image_masks: torch.Tensor | None) -> torch.Tensor:
+        """Crops (crops, *image_shape) to image tokens (crops, pooled, hidden)."""
+
+    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The arguments of the module's own forward that say the same as the three arrays."""
 
 
 class TreeAdapter:
     """The common case: everything is found from the module tree and the configuration."""
+
+    def read(
+        self,
+        folder: Path,
+        entries: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        config_only: bool,
+        trust_remote_code: bool,
+    ) -> nn.Module:
+        """Load by the transformers class that the checkpoint was saved from.
+
+        Raises:
+            ModelSupportError: the folder is incomplete or damaged, or the architecture not supported.
+        """
+        module, unexpected = read_pretrained(
+            folder, entries, dtype=dtype, config_only=config_only, trust_remote_code=trust_remote_code
+        )
+        blocks = self.blocks(module)
+        path = next(path for path, child in module.named_modules() if child is blocks)
+        check_surplus_blocks(folder, unexpected, path, len(blocks))
+        return module
 
     def blocks(self, module: nn.Module) -> nn.ModuleList:
         """The one `ModuleList` with `num_hidden_layers` children of one class.
@@ -40,20 +102,7 @@ class TreeAdapter:
         Raises:
             ModelSupportError: there is none, or more than one.
         """
-        wanted = self._num_blocks(module)
-        found = {
-            name: child
-            for name, child in module.named_modules()
-            if isinstance(child, nn.ModuleList) and len(child) == wanted and len({type(item) for item in child}) == 1
-        }
-        if len(found) != 1:
-            listed = ", ".join(found) or "none"
-            msg = (
-                f"{type(module).__name__} must have one ModuleList of {wanted} blocks (num_hidden_layers), "
-                f"found: {listed}; add an adapter for this architecture (see CONTRIBUTING.md)"
-            )
-            raise ModelSupportError(msg)
-        return next(iter(found.values()))
+        return block_list(module, self._num_blocks(module))
 
     def kind(self, module: nn.Module) -> ModelKind:
         """Told by the model's main input and by whether it can generate."""
@@ -71,7 +120,8 @@ class TreeAdapter:
         if self.kind(module) != "decoder":
             return ()
         with torch.no_grad():
-            output = module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True)
+            token = torch.zeros(1, 1, dtype=torch.long, device=next(module.parameters()).device)
+            output = module(input_ids=token, use_cache=True)
         rows = getattr(getattr(output, "past_key_values", None), "layers", ())
         keys = [row.keys for row in rows if isinstance(getattr(row, "keys", None), torch.Tensor)]
         if len(keys) != self._num_blocks(module):
@@ -81,6 +131,10 @@ class TreeAdapter:
             )
             raise ModelSupportError(msg)
         return tuple(KvSpec(num_heads=key.shape[1], head_dim=key.shape[3]) for key in keys)
+
+    def vision(self, module: nn.Module) -> VisionSpec | None:
+        """None: the models of the common case read one thing."""
+        return None
 
     def prepare_for_export(self, module: Any) -> None:
         """Refuse what no engine is made of; nothing needs another form.
@@ -101,6 +155,10 @@ class TreeAdapter:
             )
             raise ModelSupportError(msg)
 
+    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        return module(*args, **kwargs)
+
     def _num_blocks(self, module: nn.Module) -> int:
         config: Any = module.config
         config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
@@ -111,15 +169,43 @@ class TreeAdapter:
         return num_blocks
 
 
+def block_list(module: nn.Module, num_blocks: int) -> nn.ModuleList:
+    """The one `ModuleList` with so many children of one class.
+
+    Raises:
+        ModelSupportError: there is none, or more than one.
+    """
+    found = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == num_blocks and len({type(item) for item in child}) == 1
+    }
+    if len(found) != 1:
+        listed = ", ".join(found) or "none"
+        msg = (
+            f"{type(module).__name__} must have one ModuleList of {num_blocks} blocks (num_hidden_layers), "
+            f"found: {listed}; add an adapter for this architecture (see CONTRIBUTING.md)"
+        )
+        raise ModelSupportError(msg)
+    return next(iter(found.values()))
+
+
 # model_type -> "module:class"; only architectures for which TreeAdapter is wrong.
-_ADAPTERS: dict[str, str] = {}
+_ADAPTERS: dict[str, str] = {
+    "llava": "blockexport.models.adapters.llava:LlavaAdapter",
+    "molmo": "blockexport.models.molmo.adapter:MolmoAdapter",
+}
 
 
-def resolve_adapter(module: nn.Module) -> ModelAdapter:
-    """The adapter of a model's architecture."""
-    model_type = getattr(getattr(module, "config", None), "model_type", "")
+def adapter_of(model_type: str) -> ModelAdapter:
+    """The adapter of an architecture, by the `model_type` of its configuration."""
     if model_type not in _ADAPTERS:
         return TreeAdapter()
     module_name, _, class_name = _ADAPTERS[model_type].partition(":")
     adapter: ModelAdapter = getattr(importlib.import_module(module_name), class_name)()
     return adapter
+
+
+def resolve_adapter(module: nn.Module) -> ModelAdapter:
+    """The adapter of a model's architecture."""
+    return adapter_of(getattr(getattr(module, "config", None), "model_type", ""))

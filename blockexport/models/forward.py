@@ -27,11 +27,14 @@ def run_model(model: LoadedModel, inputs: Mapping[str, torch.Tensor], **options:
         DataError: token ids that the model has no place or no embedding for.
     """
     if "input_ids" in inputs:
-        check_tokens(inputs["input_ids"].cpu().numpy(), model.spec)
+        tokens = inputs["input_ids"].cpu()
+        # Batches with pictures are padded with -1 throughout.
+        check_tokens((tokens.where(tokens != -1, 0) if model.spec.vision else tokens).numpy(), model.spec)
     device = next(model.module.parameters()).device
     if model.spec.kind == "decoder":
         options = {"use_cache": False} | options
-    return model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+    tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
+    return model.module(**model.arguments(tensors), **options)
 
 
 def main_output(model: LoadedModel, outputs: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A model in memory, with what the stages need to know about it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from torch import nn
 
 from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
-from blockexport.errors import MaskError, ModelSupportError
-from blockexport.models.adapter import ModelAdapter, resolve_adapter
+from blockexport.core.pictures import PICTURE_INPUTS
+from blockexport.errors import MaskError, ModelSupportError, RequestError
+from blockexport.models.adapter import ModelAdapter, PictureAdapter, resolve_adapter
 from blockexport.models.skip import ACTIVE_MASK
+from blockexport.models.vision_side import VisionSideAdapter
+
+_PICTURES = {"images", "image_masks", "image_input_idx", "image_features", "pixel_values"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +37,32 @@ class LoadedModel:
     tokenizer_dir: Path | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module."""
-        return self.module(*args, **kwargs)
+        """Call the module.
+
+        Raises:
+            RequestError: pictures were given to a model that reads text only, which transformers would pass over.
+        """
+        given = sorted(_PICTURES & kwargs.keys())
+        if given and self.spec.kind != "vision" and self.spec.vision is None:
+            msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
+            raise RequestError(msg)
+        return self.adapter.run(self.module, *args, **kwargs)
+
+    def arguments(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs as the module's own forward takes them: pictures of any model come as the same three arrays."""
+        pictures = {name: tensor for name, tensor in inputs.items() if name in PICTURE_INPUTS}
+        if not pictures or not isinstance(self.adapter, PictureAdapter):
+            return dict(inputs)
+        others = {name: tensor for name, tensor in inputs.items() if name not in pictures}
+        return others | self.adapter.picture_arguments(pictures)
+
+    @property
+    def vision_side(self) -> "LoadedModel | None":
+        """The vision side as a model by itself, around the same module; None for models that read one thing."""
+        spec = self.spec.vision_side
+        if spec is None or not isinstance(self.adapter, PictureAdapter):
+            return None
+        return LoadedModel(self.module, spec, VisionSideAdapter(self.adapter))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -55,7 +84,8 @@ class LoadedModel:
         if mask.num_blocks != self.num_blocks:
             msg = f"the mask is for {mask.num_blocks} blocks, but {self.spec.name} has {self.num_blocks}"
             raise MaskError(msg)
-        check_per_block_lists(self.module, self.num_blocks)
+        if self.spec.kind != "vision":
+            check_per_block_lists(self.module, self.num_blocks)
 
 
 # Lists that transformers' configurations index by block.
@@ -89,7 +119,7 @@ def wrap_module(
         MaskError: a mask is applied to the module.
         ModelSupportError: the architecture has no recognisable blocks.
     """
-    if hasattr(module, ACTIVE_MASK):
+    if any(name.startswith(ACTIVE_MASK) for name in vars(module)):
         msg = "this model already has a mask applied; remove it first, masks do not nest"
         raise MaskError(msg)
     module.eval()
@@ -113,6 +143,8 @@ def wrap_module(
         output=_output_name(module),
         stop_tokens=_stop_tokens(module, text),
         pad_token=_pad_token(text),
+        num_extra_tokens=getattr(config, "num_extra_tokens", 0),
+        vision=adapter.vision(module),
     )
     return LoadedModel(module, spec, adapter, tokenizer_dir)
 
@@ -123,7 +155,7 @@ def as_loaded(model: "LoadedModel | nn.Module") -> LoadedModel:
 
 
 def digest_module(module: nn.Module) -> str:
-    """SHA-256 over the configuration and every parameter and buffer, in name order."""
+    """SHA-256 over the configuration and every parameter and buffer, in name order; shapes only on the meta device."""
     state = hashlib.sha256()
     config: Any = module.config
     settings = config.to_dict()
@@ -132,7 +164,8 @@ def digest_module(module: nn.Module) -> str:
     state.update(repr(sorted((key, str(value)) for key, value in settings.items() if key not in volatile)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if not tensor.is_meta:
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 
