@@ -59,7 +59,8 @@ def _set_generation(module: MolmoForCausalLM, folder: Path) -> None:
             msg = f"cannot read {folder / _GENERATION_FILE}: {' '.join(str(error).split())}; fetch the checkpoint again"
             raise ModelSupportError(msg) from error
     if module.generation_config.eos_token_id is None:
-        module.generation_config.eos_token_id = module.config.text_config.eos_token_id or _end_of_text(folder)
+        stop = module.config.text_config.eos_token_id
+        module.generation_config.eos_token_id = _end_of_text(folder) if stop is None else stop
 
 
 def _end_of_text(folder: Path) -> int | None:

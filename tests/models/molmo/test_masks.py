@@ -71,7 +71,7 @@ def test_equals_the_second_computation_of_the_kept_blocks(
             assert abs(logits[row, column] - wanted).max() <= 1e-4 * max(1.0, abs(wanted).max())
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     variant=st.sampled_from(MOLMO_VARIANTS),
     flags=st.lists(st.booleans(), min_size=5, max_size=5).filter(any),
