@@ -42,10 +42,7 @@ class LoadedModel:
         Raises:
             RequestError: pictures were given to a model that reads text only, which transformers would pass over.
         """
-        given = sorted(_PICTURES & kwargs.keys())
-        if given and self.spec.kind != "vision" and self.spec.vision is None:
-            msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
-            raise RequestError(msg)
+        self._check_pictures(kwargs)
         return self.adapter.run(self.module, *args, **kwargs)
 
     def arguments(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -63,6 +60,25 @@ class LoadedModel:
         if spec is None or not isinstance(self.adapter, PictureAdapter):
             return None
         return LoadedModel(self.module, spec, VisionSideAdapter(self.adapter))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate by transformers' own loop, which the module brings.
+
+        Raises:
+            RequestError: the model generates nothing, or pictures were given to a model that reads text only.
+        """
+        if self.spec.kind != "decoder":
+            msg = f"{self.spec.name} is no decoder and generates nothing; call the model instead"
+            raise RequestError(msg)
+        self._check_pictures(kwargs)
+        module: Any = self.module
+        return module.generate(*args, **kwargs)
+
+    def _check_pictures(self, given: Mapping[str, Any]) -> None:
+        pictures = sorted(_PICTURES & given.keys())
+        if pictures and self.spec.kind != "vision" and self.spec.vision is None:
+            msg = f"{', '.join(pictures)} were given, but {self.spec.name} reads text only; leave pictures out"
+            raise RequestError(msg)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -74,11 +74,9 @@ class MolmoConfig(PreTrainedConfig):
     def num_extra_tokens(self) -> int:
         """Token ids from `text_config.vocab_size` on that can be read but not written."""
         entries = self.published or {}
-        return (
-            0
-            if entries.get("additional_vocab_size") == 0
-            else size(entries, "additional_vocab_size", default=_DEFAULT_EXTRA_TOKENS)
-        )
+        if entries.get("additional_vocab_size") == 0:
+            return 0
+        return size(entries, "additional_vocab_size", default=_DEFAULT_EXTRA_TOKENS)
 
     @property
     def num_experts(self) -> int | None:

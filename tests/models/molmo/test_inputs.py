@@ -90,6 +90,11 @@ def test_a_model_of_another_kind_takes_no_pictures(batch: Batch) -> None:
     assert model(**tokens).logits.shape == (3, 24, 97)
     with pytest.raises(RequestError, match="images were given, but Qwen2ForCausalLM reads text only"):
         model(**tokens, images=batch["images"])
+    assert model.generate(**tokens, max_new_tokens=2).shape == (3, 26)
+    with pytest.raises(RequestError, match="images were given, but Qwen2ForCausalLM reads text only"):
+        model.generate(**tokens, images=batch["images"])
+    with pytest.raises(RequestError, match="BertModel is no decoder"):
+        as_loaded(tiny_model("bert", 2)).generate(**tokens)
 
 
 def test_the_last_real_column() -> None:

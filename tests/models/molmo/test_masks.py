@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from blockexport.masking.bake import bake
 from blockexport.masking.masked import masked
 from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel
+from blockexport.models.loading import load_model
 from blockexport.testing.naive_molmo import read_naive_molmo
-from blockexport.testing.tiny_molmo import MOLMO_VARIANTS, MolmoVariant
+from blockexport.testing.tiny_molmo import MOLMO_VARIANTS, MolmoSizes, MolmoVariant, write_tiny_molmo
 
 Models = Callable[[MolmoVariant], LoadedModel]
 Removed = Callable[[MolmoVariant, tuple[int, ...]], LoadedModel]
@@ -69,7 +71,7 @@ def test_equals_the_second_computation_of_the_kept_blocks(
             assert abs(logits[row, column] - wanted).max() <= 1e-4 * max(1.0, abs(wanted).max())
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     variant=st.sampled_from(MOLMO_VARIANTS),
     flags=st.lists(st.booleans(), min_size=5, max_size=5).filter(any),
@@ -104,6 +106,24 @@ def test_baked_models_see_pictures(variant: MolmoVariant, models: Models, batch:
         assert torch.equal(baked(**batch).logits, expected)
         assert torch.equal(baked.generate(**batch, max_new_tokens=4, do_sample=False), tokens)
     assert baked.image_encoder.tower.class_embedding is model.module.image_encoder.tower.class_embedding
+
+
+@pytest.mark.slow
+def test_baked_models_compile_whole(batch: dict[str, Any], tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    sizes = MolmoSizes(num_blocks=2, vision_blocks=2, feature_layers=(-1, -2))
+    model = load_model(write_tiny_molmo(tmp_path, "pre-norm", sizes))
+    baked: Any = bake(model, DepthMask.from_kept((1,), 2))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(baked, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        assert torch.equal(compiled(**batch, use_cache=False).logits, baked(**batch).logits)
+    assert len(graphs) == 1
 
 
 def test_the_vision_towers_blocks_are_one_list(models: Models, checkpoints: Any, batch: dict[str, Any]) -> None:
