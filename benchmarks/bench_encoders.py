@@ -36,7 +36,7 @@ NUM_BLOCKS = 12
 # Evenly spread, each level within the next.
 KEPT = (range(12), [block for block in range(12) if block % 4 != 3], range(0, 12, 2), range(0, 12, 4))
 DEPTHS = tuple(len(kept) for kept in KEPT)
-BATCHES = (1, 8, 32)
+BATCHES = (1, 16)
 TOKENS = 128
 THREADS = 2
 _SHAPE = {"num_hidden_layers": NUM_BLOCKS, "attn_implementation": "sdpa"}
@@ -179,7 +179,7 @@ def main() -> None:
     """Parse the command line, measure, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), args.rounds)
