@@ -26,6 +26,7 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "sklearn"), "build"),
     "onnxruntime": "ort",
     "matplotlib": "plot",
+    "PIL": "pictures",
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]

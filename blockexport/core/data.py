@@ -1,7 +1,7 @@
 """Labelled samples as arrays, so that eager models and engines are judged by the same code on the same data."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,11 @@ from blockexport.errors import DataError
 
 IGNORED_LABEL = -100
 
-MetricName = Literal["bits_per_byte", "exact_match", "accuracy", "cosine"]
+MetricName = Literal["bits_per_byte", "exact_match", "multiple_choice", "accuracy", "cosine"]
+
+# What a picture in a prompt brings along; crops are padded with -1, which the models take as absent.
+_PICTURE_INPUTS = ("images", "image_masks", "image_input_idx")
+_NO_CROP = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,13 +25,16 @@ class Sample:
     """One sample, unbatched.
 
     Attributes:
-        inputs: for text `input_ids` (tokens,) int64, for vision `pixel_values` (channels, height, width) float32.
+        inputs: for text `input_ids` (tokens,) int64, for vision `pixel_values` (channels, height, width) float32; for
+            text about pictures also `images`, `image_masks` and `image_input_idx`, crops first, as
+            `processing.MolmoProcessor` makes them.
         labels: for text (tokens,) int64, aligned with `input_ids` and IGNORED_LABEL where nothing is to be predicted
             (the model's output at position t-1 predicts label t); for vision a () int64; None when the metric
             needs no label.
         metric: how this sample is judged.
         group: the task the sample belongs to, reported on its own.
         num_bytes: UTF-8 bytes that the labelled tokens stand for; only for `bits_per_byte`.
+        choices: first tokens of the answers to choose from, all different; only for `multiple_choice`.
     """
 
     inputs: dict[str, NDArray[np.generic]]
@@ -35,6 +42,7 @@ class Sample:
     metric: MetricName
     group: str
     num_bytes: int = 0
+    choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +51,8 @@ class Batch:
 
     Attributes:
         inputs: for text `input_ids` and `attention_mask` (batch, tokens) int64, padded on the right; for vision
-            `pixel_values` (batch, channels, height, width).
+            `pixel_values` (batch, channels, height, width); for pictures in prompts `images` and its like, padded
+            with -1 to the most crops of a row, and left out when no row has any.
         labels: (batch, tokens) or (batch,) int64; padding is IGNORED_LABEL.
         samples: what the rows came from.
     """
@@ -81,6 +90,7 @@ class Dataset:
         state = hashlib.sha256()
         for sample in self.samples:
             state.update(f"{sample.metric}:{sample.group}:{sample.num_bytes}".encode())
+            state.update(f":{sample.choices}".encode() if sample.choices else b"")
             for name in sorted(sample.inputs):
                 state.update(name.encode() + np.ascontiguousarray(sample.inputs[name]).tobytes())
             if sample.labels is not None:
@@ -136,13 +146,28 @@ def collate(samples: Sequence[Sample], pad_token: int) -> Batch:
         inputs = {name: np.stack([row.inputs[name] for row in rows]) for name in rows[0].inputs}
         labelled = [row.labels for row in rows if row.labels is not None]
         return Batch(inputs, np.stack(labelled) if len(labelled) == len(rows) else None, rows)
-    width = max(len(row.inputs["input_ids"]) for row in rows)
-    tokens = np.full((len(rows), width), pad_token, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    labels = np.full((len(rows), width), IGNORED_LABEL, np.int64)
+    tokens = pad_stack([row.inputs["input_ids"] for row in rows], pad_token)
+    mask = pad_stack([np.ones(len(row.inputs["input_ids"]), np.int64) for row in rows], 0)
+    labels = np.full(tokens.shape, IGNORED_LABEL, np.int64)
     for i, row in enumerate(rows):
-        size = len(row.inputs["input_ids"])
-        tokens[i, :size], mask[i, :size] = row.inputs["input_ids"], 1
         if row.labels is not None:
-            labels[i, :size] = row.labels
-    return Batch({"input_ids": tokens, "attention_mask": mask}, labels, rows)
+            labels[i, : len(row.labels)] = row.labels
+    pictures = stack_pictures([row.inputs for row in rows])
+    return Batch({"input_ids": tokens, "attention_mask": mask, **pictures}, labels, rows)
+
+
+def pad_stack(arrays: Sequence[NDArray[np.generic]], fill: int) -> NDArray[np.generic]:
+    """Stack arrays that differ in length only, the shorter ones filled up behind."""
+    longest = max(map(len, arrays))
+    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[: len(array)] = array
+    return stacked
+
+
+def stack_pictures(rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> dict[str, NDArray[np.generic]]:
+    """Stack what belongs to pictures, rows without a picture having no crop; empty when no row has one."""
+    seen = next((row for row in rows if "images" in row), None)
+    if seen is None:
+        return {}
+    return {name: pad_stack([row.get(name, seen[name][:0]) for row in rows], _NO_CROP) for name in _PICTURE_INPUTS}

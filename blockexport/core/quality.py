@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from blockexport.core.data import IGNORED_LABEL, Batch, Dataset
 from blockexport.errors import DataError
 
-HIGHER_IS_BETTER = {"bits_per_byte": False, "exact_match": True, "accuracy": True, "cosine": True}
+HIGHER_IS_BETTER = {
+    "bits_per_byte": False,
+    "exact_match": True,
+    "multiple_choice": True,
+    "accuracy": True,
+    "cosine": True,
+}
 
 Forward = Callable[[Mapping[str, NDArray[np.generic]]], NDArray[np.float32]]
 """Batch inputs to the model's output: (batch, tokens, vocab), (batch, classes) or (batch, tokens, hidden)."""
@@ -74,14 +80,17 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _text_scores(output: NDArray[np.float32], batch: Batch, row: int) -> float:
-    """Nats over the labelled tokens, or 1/0 for an exact match."""
+    """Nats over the labelled tokens, or 1/0 for an exact match or the right one of the choices."""
     assert batch.labels is not None
+    sample = batch.samples[row]
     labels = batch.labels[row, 1:]
     positions = np.flatnonzero(labels != IGNORED_LABEL)
     logits = output[row, positions]
     wanted = labels[positions]
-    if batch.samples[row].metric == "exact_match":
+    if sample.metric == "exact_match":
         return float((logits.argmax(-1) == wanted).all())
+    if sample.metric == "multiple_choice":
+        return float(sample.choices[int(logits[0, list(sample.choices)].argmax())] == wanted[0])
     return float(-_log_softmax(logits)[np.arange(len(wanted)), wanted].sum())
 
 
