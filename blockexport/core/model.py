@@ -17,25 +17,30 @@ class KvSpec(BaseModel):
 
 
 class VisionSpec(BaseModel):
-    """The vision side of a decoder that reads pictures; its sizes in the order in which they appear in an input.
+    """The vision side of a decoder that reads pictures.
 
     Attributes:
-        num_blocks: prunable blocks of the vision tower.
+        num_blocks: prunable blocks of the vision tower: those up to the last one whose output is read.
         block_path: dotted name of their list within the model.
-        num_patches: patches of a crop.
-        patch_values: numbers in a patch.
+        image_shape: what one crop is: (patches, patch_values), or (channels, height, width).
+        mask_shape: what says how much of each patch of a crop is picture; empty for models that are not told.
         num_pooled: image tokens of a crop.
         hidden_size: width of an image token.
+        joins: whether an image token is added to the embedding that it stands for, or replaces it.
+        image_token: id whose occurrences in a prompt are the places of image tokens, in order; None for models that
+            are told the places.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_blocks: int
     block_path: str
-    num_patches: int
-    patch_values: int
+    image_shape: tuple[int, ...]
+    mask_shape: tuple[int, ...] = ()
     num_pooled: int
     hidden_size: int
+    joins: Literal["add", "replace"] = "add"
+    image_token: int | None = None
 
 
 class ModelSpec(BaseModel):
@@ -53,11 +58,11 @@ class ModelSpec(BaseModel):
         vocab_size: tokens the model reads and writes; 0 for vision.
         num_extra_tokens: ids from `vocab_size` on that it reads and never writes.
         context_tokens: most positions the model can place; 0 when unlimited or not tokens.
-        image_shape: (channels, height, width) for vision, else empty.
+        image_shape: one sample's for vision, such as (channels, height, width), else empty.
         output: what the engine returns: `logits` or `last_hidden_state`.
         stop_tokens: ids that end a generation.
         pad_token: id to pad with.
-        vision: the vision side of a decoder that reads pictures, else None.
+        vision: the vision side of a decoder that reads pictures, also of that side by itself; else None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +89,27 @@ class ModelSpec(BaseModel):
         fields: dict[str, Any] = serialise(self)
         absent = {"num_extra_tokens": 0, "vision": None}
         return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
+
+    @property
+    def vision_side(self) -> "ModelSpec | None":
+        """The vision side as a model by itself: crops to image tokens in one pass."""
+        vision = self.vision
+        if vision is None or self.kind == "vision":
+            return None
+        return self.model_copy(
+            update={
+                "kind": "vision",
+                "num_blocks": vision.num_blocks,
+                "block_path": vision.block_path,
+                "kv": (),
+                "context_tokens": 0,
+                "vocab_size": 0,
+                "num_extra_tokens": 0,
+                "image_shape": vision.image_shape,
+                "output": "last_hidden_state",
+                "stop_tokens": (),
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The specification as a manifest holds it."""

@@ -27,6 +27,12 @@ class Signature(BaseModel):
 CachePart = Literal["key", "value"]
 CACHE_PARTS: tuple[CachePart, CachePart] = ("key", "value")
 LAST_SLOT = "last_slot"
+IMAGE_FEATURES = "image_features"
+"""Decoder input (image_tokens, hidden): image tokens that enter in this call; none in a decode step."""
+IMAGE_POSITIONS = "image_positions"
+"""Decoder input (image_tokens, 2): row and column of `input_ids` where each of them enters."""
+IMAGE_MASKS = "image_masks"
+"""Vision input besides `pixel_values`, for models that are told how much of a patch is picture."""
 
 
 def past_name(block: int, part: CachePart) -> str:

@@ -107,9 +107,9 @@ def full_attention(
 
     Args:
         query: (batch, heads, seq, head_dim).
-        key: (batch, heads, seq, head_dim).
-        value: (batch, heads, seq, head_dim).
-        attention_mask: (batch, seq), nonzero for real tokens; None when every position is real.
+        key: (batch, heads, num_keys, head_dim).
+        value: (batch, heads, num_keys, head_dim).
+        attention_mask: (batch, num_keys), nonzero for real tokens; None when every position is real.
         scale: factor on the scores.
         causal: whether a position sees only itself and earlier ones.
 
@@ -117,10 +117,11 @@ def full_attention(
         Attended values (batch, seq, heads * head_dim).
     """
     batch, num_heads, seq, head_dim = query.shape
-    visible = torch.ones(seq, seq, dtype=torch.bool)
+    num_keys = key.shape[2]
+    visible = torch.ones(seq, num_keys, dtype=torch.bool)
     if causal:
         visible = visible.tril()
-    visible = visible.expand(batch, 1, seq, seq)
+    visible = visible.expand(batch, 1, seq, num_keys)
     if attention_mask is not None:
         visible = visible & (attention_mask != 0)[:, None, None, :]
     attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from blockexport.core.masks import DepthMask
 from blockexport.errors import MaskError
 from blockexport.models.loaded import LoadedModel, as_loaded
-from blockexport.models.skip import ACTIVE_MASK, cache_hook
+from blockexport.models.skip import active_mask, cache_hook
 
 _MISSING = object()
 
@@ -30,6 +30,8 @@ class MaskedModel:
         self._model = as_loaded(model)
         self._model.check_mask(mask)
         self._mask = mask
+        self._attribute = active_mask(self._model.spec.block_path)
+        self._is_applied = False
         self._hook: RemovableHandle | None = None
         self._shadowed: dict[int, Any] = {}
 
@@ -40,12 +42,15 @@ class MaskedModel:
             MaskError: a mask is already applied to this model; masks do not nest.
         """
         module = self._model.module
-        if hasattr(module, ACTIVE_MASK):
+        if hasattr(module, self._attribute):
             msg = "this model already has a mask applied; remove it first, masks do not nest"
             raise MaskError(msg)
-        is_decoder = self._model.spec.kind == "decoder"
-        self._hook = module.register_forward_pre_hook(cache_hook(self._mask, is_decoder=is_decoder), with_kwargs=True)
-        object.__setattr__(module, ACTIVE_MASK, self._mask)
+        kind = self._model.spec.kind
+        if kind != "vision":
+            prepare = cache_hook(self._mask, is_decoder=kind == "decoder")
+            self._hook = module.register_forward_pre_hook(prepare, with_kwargs=True)
+        object.__setattr__(module, self._attribute, self._mask)
+        self._is_applied = True
         blocks = self._model.blocks
         # An instance attribute shadows the class's forward. Whoever has shadowed it before, e.g. accelerate, finds
         # that again.
@@ -55,11 +60,13 @@ class MaskedModel:
 
     def remove(self) -> None:
         """Run all blocks again; without effect when no mask is applied."""
-        if self._hook is None:
+        if not self._is_applied:
             return
-        self._hook.remove()
-        self._hook = None
-        object.__delattr__(self._model.module, ACTIVE_MASK)
+        self._is_applied = False
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        object.__delattr__(self._model.module, self._attribute)
         blocks = self._model.blocks
         for block, forward in self._shadowed.items():
             if forward is _MISSING:
@@ -81,7 +88,7 @@ def masked(model: LoadedModel | nn.Module, mask: DepthMask) -> MaskedModel:
     """A context manager in which `model` runs only the blocks that `mask` keeps.
 
     Args:
-        model: a loaded model, or a transformers module.
+        model: a loaded model, its vision side, or a transformers module. Text stack and vision side each take a mask.
         mask: which blocks run.
 
     Raises:

@@ -8,7 +8,7 @@ cache layout is read off a forward of one token. An architecture that differs ge
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -47,6 +47,29 @@ class ModelAdapter(Protocol):
     def prepare_for_export(self, module: nn.Module) -> None:
         """Switch a copy of the model to forms that trace to a static graph."""
 
+    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; its output object has the output that the specification names."""
+
+
+@runtime_checkable
+class PictureAdapter(ModelAdapter, Protocol):
+    """What the stages ask besides of a decoder that reads pictures.
+
+    Everywhere but in these methods pictures are three arrays, whatever the architecture: `images` (batch, crops,
+    *image_shape), `image_masks` (batch, crops, *mask_shape) for models that take them, and `image_input_idx` (batch,
+    crops, pooled), the column of `input_ids` where each image token enters, below 0 for none. Crops of rows that have
+    fewer than others are -1 throughout.
+    """
+
+    def vision_blocks(self, module: nn.Module) -> nn.ModuleList:
+        """The prunable blocks of the vision tower, in order: `VisionSpec.num_blocks` of them."""
+
+    def encode_images(self, module: nn.Module, images: torch.Tensor, image_masks: torch.Tensor | None) -> torch.Tensor:
+        """Crops (crops, *image_shape) to image tokens (crops, pooled, hidden)."""
+
+    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The arguments of the module's own forward that say the same as the three arrays."""
+
 
 class TreeAdapter:
     """The common case: everything is found from the module tree and the configuration."""
@@ -79,20 +102,7 @@ class TreeAdapter:
         Raises:
             ModelSupportError: there is none, or more than one.
         """
-        wanted = self._num_blocks(module)
-        found = {
-            name: child
-            for name, child in module.named_modules()
-            if isinstance(child, nn.ModuleList) and len(child) == wanted and len({type(item) for item in child}) == 1
-        }
-        if len(found) != 1:
-            listed = ", ".join(found) or "none"
-            msg = (
-                f"{type(module).__name__} must have one ModuleList of {wanted} blocks (num_hidden_layers), "
-                f"found: {listed}; add an adapter for this architecture (see CONTRIBUTING.md)"
-            )
-            raise ModelSupportError(msg)
-        return next(iter(found.values()))
+        return block_list(module, self._num_blocks(module))
 
     def kind(self, module: nn.Module) -> ModelKind:
         """Told by the model's main input and by whether it can generate."""
@@ -144,8 +154,13 @@ class TreeAdapter:
                 "for; load the ...ForCausalLM class of this checkpoint"
             )
             raise ModelSupportError(msg)
-        if getattr(module.config, "num_experts", None) or getattr(module.config, "num_local_experts", None):
+        config = module.config.get_text_config(decoder=True)
+        if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
             module.set_experts_implementation("batched_mm")
+
+    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        return module(*args, **kwargs)
 
     def _num_blocks(self, module: nn.Module) -> int:
         config: Any = module.config
@@ -157,8 +172,32 @@ class TreeAdapter:
         return num_blocks
 
 
+def block_list(module: nn.Module, num_blocks: int) -> nn.ModuleList:
+    """The one `ModuleList` with so many children of one class.
+
+    Raises:
+        ModelSupportError: there is none, or more than one.
+    """
+    found = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == num_blocks and len({type(item) for item in child}) == 1
+    }
+    if len(found) != 1:
+        listed = ", ".join(found) or "none"
+        msg = (
+            f"{type(module).__name__} must have one ModuleList of {num_blocks} blocks (num_hidden_layers), "
+            f"found: {listed}; add an adapter for this architecture (see CONTRIBUTING.md)"
+        )
+        raise ModelSupportError(msg)
+    return next(iter(found.values()))
+
+
 # model_type -> "module:class"; only architectures for which TreeAdapter is wrong.
-_ADAPTERS: dict[str, str] = {"molmo": "blockexport.models.molmo.adapter:MolmoAdapter"}
+_ADAPTERS: dict[str, str] = {
+    "llava": "blockexport.models.adapters.llava:LlavaAdapter",
+    "molmo": "blockexport.models.molmo.adapter:MolmoAdapter",
+}
 
 
 def adapter_of(model_type: str) -> ModelAdapter:

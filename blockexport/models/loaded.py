@@ -11,8 +11,9 @@ from torch import nn
 from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
 from blockexport.errors import MaskError, ModelSupportError, RequestError
-from blockexport.models.adapter import ModelAdapter, resolve_adapter
+from blockexport.models.adapter import ModelAdapter, PictureAdapter, resolve_adapter
 from blockexport.models.skip import ACTIVE_MASK
+from blockexport.models.vision_side import VisionSideAdapter
 
 _PICTURES = {"images", "image_masks", "image_input_idx", "image_features", "pixel_values"}
 
@@ -43,7 +44,15 @@ class LoadedModel:
         if given and self.spec.kind != "vision" and self.spec.vision is None:
             msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
             raise RequestError(msg)
-        return self.module(*args, **kwargs)
+        return self.adapter.run(self.module, *args, **kwargs)
+
+    @property
+    def vision_side(self) -> "LoadedModel | None":
+        """The vision side as a model by itself, around the same module; None for models that read one thing."""
+        spec = self.spec.vision_side
+        if spec is None or not isinstance(self.adapter, PictureAdapter):
+            return None
+        return LoadedModel(self.module, spec, VisionSideAdapter(self.adapter))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -65,7 +74,8 @@ class LoadedModel:
         if mask.num_blocks != self.num_blocks:
             msg = f"the mask is for {mask.num_blocks} blocks, but {self.spec.name} has {self.num_blocks}"
             raise MaskError(msg)
-        check_per_block_lists(self.module, self.num_blocks)
+        if self.spec.kind != "vision":
+            check_per_block_lists(self.module, self.num_blocks)
 
 
 # Lists that transformers' configurations index by block.
@@ -99,7 +109,7 @@ def wrap_module(
         MaskError: a mask is applied to the module.
         ModelSupportError: the architecture has no recognisable blocks.
     """
-    if hasattr(module, ACTIVE_MASK):
+    if any(name.startswith(ACTIVE_MASK) for name in vars(module)):
         msg = "this model already has a mask applied; remove it first, masks do not nest"
         raise MaskError(msg)
     module.eval()

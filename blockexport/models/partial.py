@@ -16,7 +16,7 @@ from blockexport.core.masks import DepthMask
 from blockexport.errors import MaskError
 from blockexport.models.forward import run_model
 from blockexport.models.loaded import LoadedModel
-from blockexport.models.skip import ACTIVE_MASK, cache_hook
+from blockexport.models.skip import active_mask, cache_hook
 
 _MISSING = object()
 
@@ -122,18 +122,19 @@ def skipping(model: LoadedModel, mask: DepthMask) -> Iterator[None]:
 def _patched(model: LoadedModel, mask: DepthMask, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward of some blocks, and put back whatever was there, also after an error."""
     module, blocks = model.module, model.blocks
-    if hasattr(module, ACTIVE_MASK):
+    attribute = active_mask(model.spec.block_path)
+    if hasattr(module, attribute):
         msg = "this model has a mask applied; remove it first, then score or select on the whole model"
         raise MaskError(msg)
     # Whoever has shadowed a forward before us, e.g. accelerate, finds it again.
     before = {i: vars(blocks[i]).get("forward", _MISSING) for i in forwards}
-    object.__setattr__(module, ACTIVE_MASK, mask)
+    object.__setattr__(module, attribute, mask)
     try:
         for i, forward in forwards.items():
             object.__setattr__(blocks[i], "forward", forward)
         yield
     finally:
-        object.__delattr__(module, ACTIVE_MASK)
+        object.__delattr__(module, attribute)
         for i, forward in before.items():
             if forward is _MISSING:
                 vars(blocks[i]).pop("forward", None)

@@ -9,7 +9,12 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache
 from blockexport.core.masks import DepthMask
 
 ACTIVE_MASK = "_blockexport_mask"
-"""Attribute that a module carries while some of its blocks are skipped in place."""
+"""How attributes begin that a module carries while some of its blocks are skipped in place."""
+
+
+def active_mask(block_path: str) -> str:
+    """The attribute for one list of blocks; a model that reads pictures has two, and each may have a mask."""
+    return f"{ACTIVE_MASK}.{block_path}"
 
 
 class SkippedBlock(nn.Module):

@@ -147,7 +147,7 @@ def tiny_model(architecture: str, num_blocks: int = 6, seed: int = 0, **settings
         model = _BUILDERS[architecture](num_blocks)
         if settings:
             model = type(model)(type(model.config).from_dict(model.config.to_dict() | settings))
-        _vary_constants(model)
+        vary_constants(model)
     model.train(mode=False)
     return model
 
@@ -170,7 +170,7 @@ def tiny_inputs(
     return {"input_ids": tokens * mask, "attention_mask": mask}
 
 
-def _vary_constants(model: nn.Module) -> None:
+def vary_constants(model: nn.Module) -> None:
     """Move every parameter off the constant that transformers initialises norms and biases with."""
     with torch.no_grad():
         for parameter in model.parameters():

@@ -48,10 +48,27 @@ class MolmoAdapter(TreeAdapter):
         if geometry is None:
             return None
         return VisionSpec(
-            num_blocks=geometry.num_blocks,
+            num_blocks=max(geometry.feature_blocks) + 1,
             block_path="image_encoder.tower.blocks",
-            num_patches=geometry.num_patches,
-            patch_values=geometry.patch_values,
+            image_shape=(geometry.num_patches, geometry.patch_values),
+            mask_shape=(geometry.num_patches,),
             num_pooled=geometry.num_pooled,
             hidden_size=module.config.text_config.hidden_size,
+            joins="add",
         )
+
+    def vision_blocks(self, module: Any) -> nn.ModuleList:
+        """The tower's blocks, without those that nobody reads."""
+        tower = module.image_encoder.tower
+        blocks: nn.ModuleList = tower.blocks[: max(tower.feature_blocks) + 1]
+        return blocks
+
+    def encode_images(self, module: Any, images: torch.Tensor, image_masks: torch.Tensor | None) -> torch.Tensor:
+        """Crops as a batch of one."""
+        masks = None if image_masks is None else image_masks[None]
+        features: torch.Tensor = module.encode_images(images[None], masks)[0]
+        return features
+
+    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As they are: the model's own names."""
+        return dict(pictures)

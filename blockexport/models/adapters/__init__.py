@@ -1,0 +1,1 @@
+"""Architectures that transformers has and that keep their parts where the common case does not look."""
