@@ -9,6 +9,8 @@ PARITY_FILE = "parity.safetensors"
 """The eager reference's recorded answers, so that a bundle can be verified without torch or the checkpoint."""
 SCORES_FILE = "scores.json"
 """The block scores that the ladder rests on, in bundles that were built from scores."""
+VISION_PREFIX = "vision:"
+"""In front of the name of a vision level where it stands among names of levels."""
 TOKENIZER_FOLDER = "tokenizer"
 PROFILES_FOLDER = "profiles"
 # What Linux and macOS take for one part of a path.
@@ -19,8 +21,13 @@ def engine_file(level: str, target: str) -> str:
     """File name of one level's graph for one lowering target.
 
     Flat, beside the weights: ONNX Runtime and onnx refuse external data behind `..`, an absolute path or a link.
+
+    Args:
+        level: its name, behind `VISION_PREFIX` for a vision level.
+        target: what it was lowered to.
     """
-    return f"{level}.{target}.onnx"
+    # "+" is in no level name, so that no level can take a vision level's file.
+    return f"{level.replace(VISION_PREFIX, 'vision+')}.{target}.onnx"
 
 
 def check_path(path: str) -> str:

@@ -2,9 +2,19 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from blockexport.bundle.layout import check_path, folded
+from blockexport.bundle.layout import VISION_PREFIX, check_path, folded
 from blockexport.bundle.sealed import parse_object, seal, unseal
 from blockexport.core.masks import LEVEL_NAME_PATTERN, DepthLadder, DepthLevel, DepthMask
 from blockexport.core.model import ModelSpec
@@ -14,7 +24,9 @@ from blockexport.core.signature import Signature
 from blockexport.errors import ConfigError, IntegrityError, SchemaVersionError
 
 SCHEMA_VERSION = 1
-READABLE_VERSIONS = (1,)
+VISION_SCHEMA_VERSION = 2
+"""Of bundles with a vision side, which versions that read only 1 cannot serve."""
+READABLE_VERSIONS = (1, 2)
 SEAL_FIELD = "manifest_sha256"
 _SHOWN_COMPLAINTS = 3
 
@@ -157,6 +169,23 @@ class LevelEntry(_Entry):
         return mask
 
 
+class VisionEntry(_Entry):
+    """The vision side: its own blocks, and its own levels over the same weights, deepest first and nested."""
+
+    num_blocks: int
+    levels: tuple[LevelEntry, ...]
+
+    @property
+    def ladder(self) -> DepthLadder:
+        """The levels' masks as the other stages know them."""
+        return DepthLadder(tuple(DepthLevel(level.name, level.mask(self.num_blocks)) for level in self.levels))
+
+    @model_validator(mode="after")
+    def _is_a_ladder(self) -> Self:
+        _ = self.ladder
+        return self
+
+
 class WeightsEntry(_Entry):
     """The weight file; `num_tensors` counts names, also those that share their bytes with another."""
 
@@ -176,6 +205,7 @@ class ManifestDraft(_Entry):
         strategy: how the masks were chosen.
         notes: what a reader of the ladder must know.
         levels: deepest first, nested.
+        vision: the vision side of a model that reads pictures, else None and left out.
         tools: package name to version.
         recipe: what was asked for.
         seeds: purpose to seed.
@@ -188,6 +218,7 @@ class ManifestDraft(_Entry):
     strategy: str
     notes: tuple[str, ...] = ()
     levels: tuple[LevelEntry, ...]
+    vision: VisionEntry | None = None
     tools: Annotated[dict[str, str], AfterValidator(_plain)] = Field(default_factory=dict)
     recipe: PlainDict = Field(default_factory=dict)
     seeds: Annotated[dict[str, int], AfterValidator(_plain)] = Field(default_factory=dict)
@@ -195,14 +226,31 @@ class ManifestDraft(_Entry):
 
     @model_validator(mode="after")
     def _is_a_ladder(self) -> Self:
-        if self.schema_version != SCHEMA_VERSION:
-            msg = f"schema_version is {self.schema_version}; this version writes {SCHEMA_VERSION}"
+        version = SCHEMA_VERSION if self.vision is None else VISION_SCHEMA_VERSION
+        if self.schema_version != version:
+            msg = f"schema_version is {self.schema_version}; this version writes {version} for such a bundle"
+            raise ValueError(msg)
+        counted = None if self.model.vision is None else self.model.vision.num_blocks
+        if counted != (None if self.vision is None else self.vision.num_blocks):
+            msg = f"the vision side must be listed with the {counted} blocks that the model says it has"
             raise ValueError(msg)
         if self.model.num_blocks != self.num_blocks:
             msg = f"num_blocks is {self.num_blocks}, but the model has {self.model.num_blocks} blocks"
             raise ValueError(msg)
         _ = self.ladder
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a vision side nothing is said of one: a manifest of a text model stays as it always was."""
+        fields: dict[str, Any] = serialise(self)
+        return fields if self.vision is not None else {k: v for k, v in fields.items() if k != "vision"}
+
+    @property
+    def all_levels(self) -> dict[str, LevelEntry]:
+        """Every level by name, those of the vision side behind `VISION_PREFIX`."""
+        vision = () if self.vision is None else self.vision.levels
+        return {level.name: level for level in self.levels} | {f"{VISION_PREFIX}{v.name}": v for v in vision}
 
     @property
     def ladder(self) -> DepthLadder:
@@ -211,15 +259,15 @@ class ManifestDraft(_Entry):
         return DepthLadder(levels, self.strategy, self.notes)
 
     def level(self, name: str) -> LevelEntry:
-        """The level of that name.
+        """The level of that name; of the vision side by its name behind `VISION_PREFIX`.
 
         Raises:
             ConfigError: there is none.
         """
-        for level in self.levels:
-            if level.name == name:
-                return level
-        msg = f"no level {name!r}; this bundle has {', '.join(level.name for level in self.levels)}"
+        levels = self.all_levels
+        if name in levels:
+            return levels[name]
+        msg = f"no level {name!r}; this bundle has {', '.join(levels)}"
         raise ConfigError(msg)
 
 
@@ -235,10 +283,10 @@ class Manifest(ManifestDraft):
         if len({folded(path) for path in sizes}) != len(self.files):
             msg = f"file paths repeat, or differ in case only: {[entry.path for entry in self.files]}"
             raise ValueError(msg)
-        for level in self.levels:
+        for name, level in self.all_levels.items():
             for engine in level.engines:
                 if engine.path not in sizes:
-                    msg = f"engine {engine.path!r} of level {level.name} is not among the files {sorted(sizes)}"
+                    msg = f"engine {engine.path!r} of level {name} is not among the files {sorted(sizes)}"
                     raise ValueError(msg)
         if sizes.get(self.weights.path) != self.weights.size_bytes:
             msg = f"weights {self.weights.path!r} of {self.weights.size_bytes} bytes are not among the files"

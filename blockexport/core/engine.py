@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.core.pictures import ImageTokens
 from blockexport.errors import RequestError
 
 KvRow = tuple[NDArray[np.generic], NDArray[np.generic]]
@@ -29,6 +30,7 @@ class StepInputs:
         logits_index: (batch, kept_positions) int64, columns of `input_ids` whose logits are wanted.
         last_position: (batch,) int32, position of each row's last real new token; also its slot in the cache.
         last_slots: by original block, what is (batch,) int32 to take instead for blocks that lack earlier tokens.
+        image_tokens: what joins these tokens, for a decoder that reads pictures; None for nothing.
     """
 
     input_ids: NDArray[np.int64]
@@ -37,10 +39,16 @@ class StepInputs:
     logits_index: NDArray[np.int64]
     last_position: NDArray[np.int32]
     last_slots: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
+    image_tokens: ImageTokens | None = None
 
     @classmethod
     def prompt(
-        cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], *, all_logits: bool = False
+        cls,
+        input_ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        *,
+        all_logits: bool = False,
+        image_tokens: ImageTokens | None = None,
     ) -> "StepInputs":
         """A first prompt (batch, seq), padded on the right to the longest row.
 
@@ -48,6 +56,7 @@ class StepInputs:
             input_ids: (batch, seq).
             lengths: (batch,), real tokens of each row.
             all_logits: whether logits of every position are wanted, or of each row's last token only.
+            image_tokens: what joins the prompt.
         """
         batch, seq = input_ids.shape
         columns = np.arange(seq, dtype=np.int64)
@@ -57,10 +66,13 @@ class StepInputs:
             total_tokens=np.array(lengths.max(), np.int32),
             logits_index=np.tile(columns, (batch, 1)) if all_logits else (lengths - 1)[:, None].astype(np.int64),
             last_position=(lengths - 1).astype(np.int32),
+            image_tokens=image_tokens,
         )
 
     @classmethod
-    def following(cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> "StepInputs":
+    def following(
+        cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], image_tokens: ImageTokens | None = None
+    ) -> "StepInputs":
         """New tokens (batch, seq) behind `lengths` (batch,) cached ones; logits of the last."""
         batch, seq = input_ids.shape
         positions = lengths[:, None].astype(np.int64) + np.arange(seq, dtype=np.int64)
@@ -70,6 +82,7 @@ class StepInputs:
             total_tokens=np.array(lengths.max() + seq, np.int32),
             logits_index=np.full((batch, 1), seq - 1, np.int64),
             last_position=positions[:, -1].astype(np.int32),
+            image_tokens=image_tokens,
         )
 
 

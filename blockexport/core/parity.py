@@ -28,9 +28,11 @@ class ParityCase:
     """One input and the reference's answer.
 
     Attributes:
-        check: what is exercised: `prefill`, `decode`, `padded`, `chunked` or `forward`.
+        check: what is exercised: `prefill`, `decode`, `padded` or `chunked`, with `pictures-` in front for prompts with
+            pictures, or `forward`.
         inputs: decoders: `prompt` (batch, seq) int64 padded on the right, `lengths` (batch,) int64 and `continuation`
-            (batch, steps) int64, the tokens fed one by one (or, for `chunked`, all at once) after the prompt;
+            (batch, steps) int64, the tokens fed one by one (or, for `chunked`, all at once) after the prompt, and for
+            pictures `images`, `image_masks` and `image_input_idx` as `core.pictures` has them;
             others: the model's inputs.
         expected: decoders: logits (batch, 1 + steps, vocab_sample) of the prompt's last token and of each continuation
             token (of the last one only for `chunked`); others: the output.

@@ -63,9 +63,10 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
     for node in graph.node:
         if node.domain == "blockexport":
             yield f"node {node.name} is a boundary marker"
-        attentions += node.op_type in _ATTENTION_OPS
-        scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES_KEY), "")
-        for scope in re.findall(r"'([^']*)'", scopes):
+        notes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES_KEY), "")
+        scopes = re.findall(r"'([^']*)'", notes)
+        attentions += node.op_type in _ATTENTION_OPS and not _is_beside_blocks(scopes, block_path)
+        for scope in scopes:
             block = _block_of(scope, block_path)
             # Arithmetic on shapes is traced once, wherever it is first needed, and serves all blocks.
             if block in mask.skipped and node.op_type in _COMPUTE_OPS:
@@ -73,6 +74,12 @@ def _nodes(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator
                 break
     if attentions != mask.depth:
         yield f"{attentions} attention nodes for {mask.depth} kept blocks"
+
+
+def _is_beside_blocks(scopes: list[str], block_path: str) -> bool:
+    """Whether a node is known to be of a module outside the blocks, as attention that pools what they give."""
+    modules = [scope for scope in scopes if scope]
+    return len(modules) > 1 and all(_block_of(scope, block_path) is None for scope in modules)
 
 
 _COMPUTE_OPS = _ATTENTION_OPS | {

@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.bundle.manifest import ParityRecord
-from blockexport.core.engine import DecoderRunner, SinglePassRunner, StepInputs, empty_rows
+from blockexport.core.engine import BoundDecoder, DecoderRunner, SinglePassRunner, StepInputs, empty_rows
 from blockexport.core.parity import ParityCase
+from blockexport.core.pictures import ImageTokens, Pictures
+from blockexport.errors import ParityError
 
 # The cache is deliberately larger than the longest row: an engine that reads past a row's end then shows.
 _SPARE_TOKENS = 5
 
 
 def check_decoder(
-    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], cases: Sequence[ParityCase]
+    runner: DecoderRunner,
+    layout: Mapping[int, tuple[int, int]],
+    cases: Sequence[ParityCase],
+    vision: SinglePassRunner | None = None,
 ) -> tuple[ParityRecord, ...]:
     """Run every recorded case through a decoder level.
 
@@ -25,8 +30,9 @@ def check_decoder(
         runner: the level.
         layout: per kept block, (kv_heads, head_dim).
         cases: the reference's answers.
+        vision: the vision side at full depth, which gives the image tokens of cases with pictures.
     """
-    return tuple(_record(case, *_run_decoder(runner, layout, case)) for case in cases)
+    return tuple(_record(case, *_run_decoder(runner, layout, case, vision)) for case in cases)
 
 
 def check_single_pass(runner: SinglePassRunner, cases: Sequence[ParityCase]) -> tuple[ParityRecord, ...]:
@@ -41,7 +47,7 @@ def check_single_pass(runner: SinglePassRunner, cases: Sequence[ParityCase]) -> 
 
 
 def _run_decoder(
-    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], case: ParityCase
+    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], case: ParityCase, vision: SinglePassRunner | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits at the recorded columns, and all of them."""
     prompt = np.asarray(case.inputs["prompt"], np.int64)
@@ -54,14 +60,36 @@ def _run_decoder(
         for array in pair:
             array.fill(1e3)
     bound = runner.bind(rows)
-    collected = [bound.step(StepInputs.prompt(prompt, lengths))]
-    if case.check == "chunked":
+    image_tokens = _image_tokens(case, vision)
+    if case.check.endswith("chunked"):
+        _run_in_chunks(bound, prompt, image_tokens)
         collected = [bound.step(StepInputs.following(continuation, lengths))]
     else:
+        collected = [bound.step(StepInputs.prompt(prompt, lengths, image_tokens=image_tokens))]
         for step in range(continuation.shape[1]):
             collected.append(bound.step(StepInputs.following(continuation[:, step : step + 1], lengths + step)))
     logits = np.concatenate(collected, axis=1)
     return logits[:, :, case.columns], logits
+
+
+def _image_tokens(case: ParityCase, vision: SinglePassRunner | None) -> ImageTokens | None:
+    pictures = Pictures.of_batch(case.inputs)
+    if pictures is None:
+        return None
+    if vision is None:
+        msg = f"check {case.check} has pictures, but no engine reads them; rebuild the bundle"
+        raise ParityError(msg)
+    return pictures.image_tokens(vision.forward(pictures.engine_inputs))
+
+
+def _run_in_chunks(bound: BoundDecoder, prompt: NDArray[np.int64], image_tokens: ImageTokens | None) -> None:
+    """One prompt; one with pictures is parted in the middle of one."""
+    length = prompt.shape[1]
+    parted = length if image_tokens is None else int(np.median(image_tokens.positions[:, 1]))
+    for begin, end in ((0, parted), (parted, length)):
+        if begin < end:
+            joining = None if image_tokens is None else image_tokens.within(0, begin, end)
+            bound.step(StepInputs.following(prompt[:, begin:end], np.array([begin]), joining))
 
 
 def _record(case: ParityCase, output: NDArray[np.float32], logits: NDArray[np.float32] | None) -> ParityRecord:

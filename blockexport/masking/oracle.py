@@ -12,8 +12,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from blockexport.core.masks import DepthMask
+from blockexport.core.model import ModelSpec
 from blockexport.core.parity import ParityCase, rounding_allowance, tolerance_of
+from blockexport.masking.made_up import MadeUpPrompts, make_up_crops
 from blockexport.masking.masked import masked
+from blockexport.models.adapter import PictureAdapter
 from blockexport.models.loaded import LoadedModel
 
 NUM_STEPS = 8
@@ -21,6 +24,7 @@ _PROMPT_TOKENS = 12
 _PADDED_LENGTHS = (12, 5, 9)
 _BATCH = 3
 Rounding = Callable[[LoadedModel], AbstractContextManager[None]]
+MakeUp = Callable[[ModelSpec, tuple[int, ...], np.random.Generator], MadeUpPrompts]
 
 # A recording holds logits of this many vocabulary entries; the most likely token is taken over all of them.
 _MAX_COLUMNS = 256
@@ -55,7 +59,8 @@ class Oracle:
         self._engine_rounding = engine_rounding
         # A deep copy in fp64 is the one place where a model is held a second time.
         exact: Any = copy.deepcopy(model.module).double()
-        if getattr(exact.config, "num_experts", None) or getattr(exact.config, "num_local_experts", None):
+        config = exact.config.get_text_config(decoder=True)
+        if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
             # The fast way of computing experts exists for fp32 and less.
             exact.set_experts_implementation("eager")
         self._exact = LoadedModel(exact, model.spec, model.adapter)
@@ -71,7 +76,9 @@ class Oracle:
         spec = self._model.spec
         rng = np.random.default_rng(self._seed)
         inputs: dict[str, NDArray[Any]]
-        if spec.kind == "vision":
+        if spec.kind == "vision" and spec.vision is not None:
+            inputs = make_up_crops(spec.vision, _BATCH, rng)
+        elif spec.kind == "vision":
             inputs = {"pixel_values": rng.standard_normal((_BATCH, *spec.image_shape)).astype(np.float32)}
         else:
             lengths = np.array(_PADDED_LENGTHS)
@@ -100,13 +107,23 @@ class Oracle:
         return output
 
     def _decoder_cases(self, mask: DepthMask) -> tuple[ParityCase, ...]:
-        single = np.array(_PADDED_LENGTHS[:1])
-        ragged = np.array(_PADDED_LENGTHS)
-        first_only = self._decoder_case("prefill", mask, single, num_steps=0)
-        decode = self._decoder_case("decode", mask, single, num_steps=NUM_STEPS)
-        padded = self._decoder_case("padded", mask, ragged, num_steps=NUM_STEPS)
+        cases = self._cases_of(mask, MadeUpPrompts.of_text, "")
+        if self._model.spec.vision is None:
+            return cases
+        return (*cases, *self._cases_of(mask, MadeUpPrompts.with_pictures, "pictures-"))
+
+    def _cases_of(self, mask: DepthMask, make_up: MakeUp, prefix: str) -> tuple[ParityCase, ...]:
+        """One prompt alone, then with decode steps, then several, and then what was decoded as one chunk."""
+
+        def prompts(lengths: tuple[int, ...]) -> MadeUpPrompts:
+            return make_up(self._model.spec, lengths, np.random.default_rng(self._seed))
+
+        single, ragged = prompts(_PADDED_LENGTHS[:1]), prompts(_PADDED_LENGTHS)
+        first_only = self._decoder_case(f"{prefix}prefill", mask, single, num_steps=0)
+        decode = self._decoder_case(f"{prefix}decode", mask, single, num_steps=NUM_STEPS)
+        padded = self._decoder_case(f"{prefix}padded", mask, ragged, num_steps=NUM_STEPS)
         chunked = ParityCase(
-            "chunked",
+            f"{prefix}chunked",
             decode.inputs,
             decode.expected[:, -1:],
             decode.argmax[:, -1:],
@@ -115,23 +132,21 @@ class Oracle:
         )
         return first_only, decode, padded, chunked
 
-    def _decoder_case(self, check: str, mask: DepthMask, lengths: NDArray[np.int64], num_steps: int) -> ParityCase:
+    def _decoder_case(self, check: str, mask: DepthMask, prompts: MadeUpPrompts, num_steps: int) -> ParityCase:
         spec = self._model.spec
-        rng = np.random.default_rng(self._seed)
-        prompt = rng.integers(0, spec.vocab_size, (len(lengths), int(lengths.max())))
-        prompt[np.arange(prompt.shape[1]) >= lengths[:, None]] = spec.pad_token
         with masked(self._model, mask):
-            logits, continuation = _generate_cached(self._model.module, prompt, lengths, num_steps)
+            logits, continuation = _generate_cached(self._model, prompts.padded_left, num_steps)
         with masked(self._exact, mask), _InDouble():
-            exact = _uncached(self._exact.module, prompt, lengths, continuation)
+            exact = _uncached(self._exact, prompts, continuation)
         rounded = None
         if self._engine_rounding is not None:
             with masked(self._model, mask), self._engine_rounding(self._model):
-                rounded = _uncached(self._model.module, prompt, lengths, continuation)
+                rounded = _uncached(self._model, prompts, continuation)
+        rng = np.random.default_rng(self._seed)
         columns = np.sort(rng.permutation(spec.vocab_size)[:_MAX_COLUMNS]).astype(np.int64)
         return ParityCase(
             check,
-            {"prompt": prompt, "lengths": lengths, "continuation": continuation},
+            {"prompt": prompts.tokens, "lengths": prompts.lengths, "continuation": continuation, **prompts.pictures},
             np.ascontiguousarray(logits[:, :, columns]),
             logits.argmax(-1).astype(np.int64),
             columns,
@@ -147,40 +162,61 @@ def _blank_padding(output: NDArray[Any] | None, inputs: Mapping[str, NDArray[Any
 
 
 def _generate_cached(
-    module: Any, prompt: NDArray[np.int64], lengths: NDArray[np.int64], num_steps: int
+    model: LoadedModel, prompts: MadeUpPrompts, num_steps: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Greedy cached generation as transformers users do it: padded on the left, with an attention mask."""
-    width = prompt.shape[1]
-    shifted = np.stack([np.roll(row, width - length) for row, length in zip(prompt, lengths, strict=True)])
-    attention_mask = torch.from_numpy((np.arange(width) >= (width - lengths)[:, None]).astype(np.int64))
-    tokens = torch.from_numpy(shifted)
+    width = prompts.tokens.shape[1]
+    attention_mask = torch.from_numpy((np.arange(width) >= (width - prompts.lengths)[:, None]).astype(np.int64))
+    tokens = torch.from_numpy(prompts.tokens)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=module.config)
+    pictures = _picture_arguments(model, prompts)
+    cache = DynamicCache(config=model.module.config)
     collected, chosen = [], []
     for step in range(num_steps + 1):
-        output = module(
+        output = model(
             input_ids=tokens,
             attention_mask=attention_mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
+            **pictures,
         )
         collected.append(output.logits[:, -1])
         if step < num_steps:
-            tokens = output.logits[:, -1:].argmax(-1)
+            tokens = _likeliest_text(model, output.logits[:, -1:])
             chosen.append(tokens)
             attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=1)
             positions = positions[:, -1:] + 1
-    continuation = torch.cat(chosen, dim=1).numpy() if chosen else np.zeros((len(prompt), 0), np.int64)
+            pictures = {}
+    continuation = torch.cat(chosen, dim=1).numpy() if chosen else np.zeros((len(prompts.tokens), 0), np.int64)
     return torch.stack(collected, dim=1).numpy(), continuation
 
 
-def _uncached(
-    module: Any, prompt: NDArray[np.int64], lengths: NDArray[np.int64], continuation: NDArray[np.int64]
-) -> NDArray[Any]:
+def _likeliest_text(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
+    """The most likely tokens, without the one that stands for a picture: in a whole sequence it would ask for one."""
+    vision = model.spec.vision
+    if vision is not None and vision.image_token is not None:
+        logits = logits.clone()
+        logits[..., vision.image_token] = float("-inf")
+    return logits.argmax(-1)
+
+
+def _uncached(model: LoadedModel, prompts: MadeUpPrompts, continuation: NDArray[np.int64]) -> NDArray[Any]:
     """The same logits row by row, without cache and without padding."""
     rows = []
-    for row, length, following in zip(prompt, lengths, continuation, strict=True):
-        tokens = torch.from_numpy(np.concatenate([row[:length], following]))[None]
-        rows.append(module(input_ids=tokens, use_cache=False).logits[0, length - 1 :].numpy())
+    for row, following in enumerate(continuation):
+        alone = prompts.row(row)
+        tokens = torch.from_numpy(np.concatenate([alone.tokens[0], following]))[None]
+        output = model(input_ids=tokens, use_cache=False, **_picture_arguments(model, alone))
+        rows.append(output.logits[0, alone.lengths[0] - 1 :].numpy())
     return np.stack(rows)
+
+
+def _picture_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
+    """Pictures as the model's own forward takes them, in the precision of the model."""
+    if not prompts.pictures or not isinstance(model.adapter, PictureAdapter):
+        return {}
+    dtype = next(model.module.parameters()).dtype
+    tensors = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    return model.adapter.picture_arguments(tensors)

@@ -12,36 +12,40 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 from torch import nn
 
-from blockexport.bundle.layout import PARITY_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, engine_file
-from blockexport.bundle.manifest import EngineEntry, LevelEntry, ManifestDraft
+from blockexport.bundle.layout import PARITY_FILE, TOKENIZER_FOLDER, VISION_PREFIX, WEIGHTS_FILE, engine_file
+from blockexport.bundle.manifest import (
+    SCHEMA_VERSION,
+    VISION_SCHEMA_VERSION,
+    EngineEntry,
+    LevelEntry,
+    ManifestDraft,
+    ParityRecord,
+    VisionEntry,
+)
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.bundle.weights import TensorLocation, write_weights
 from blockexport.bundle.writer import BundleWriter
 from blockexport.core.data import Dataset, check_tokens
 from blockexport.core.hardware import installed_versions
-from blockexport.core.masks import DepthLadder
-from blockexport.core.parity import pack_cases
+from blockexport.core.masks import DepthLadder, DepthMask
+from blockexport.core.parity import ParityCase, pack_cases
 from blockexport.core.precision import FP32, Precision
 from blockexport.core.quality import Forward, Quality, evaluate
 from blockexport.datasets import load_dataset
 from blockexport.errors import ConfigError, ScoresError
-from blockexport.export.cut import cut
 from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
-from blockexport.export.lower import ort
-from blockexport.export.trace import block_unit
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
-from blockexport.pipeline.precisions import level_precisions
+from blockexport.pipeline.parts import Part
 from blockexport.pipeline.prove import Prover
-from blockexport.pipeline.sources import Source
-from blockexport.pipeline.trace_cache import marked_graph
 from blockexport.runtime.engines import BACKEND
 
 BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 
+Records = dict[str, tuple[ParityRecord, ...]]
 Stage = Callable[[str, float], None]
 """Called with what begins and the share of the build that is done, 0 to 1."""
 
@@ -53,7 +57,9 @@ class BuildOptions:
     Attributes:
         data: what quality is measured on: a dataset, a name or file; None for the demo's own, or for no quality.
         gates: demands on the result.
-        precision: what weights are stored in: one for all levels, or by level name, where those left out are fp32.
+        precision: what weights are stored in: one for all levels, or by level name, where those left out are fp32. The
+            vision side is fp32.
+        vision_ladder: levels of the vision side of a model that reads pictures; None for its full depth only.
         seed: seed of the parity inputs.
         overwrite: whether a bundle at the same place may be replaced.
         cache_folder: where traces are kept between builds; None for not at all.
@@ -64,6 +70,7 @@ class BuildOptions:
     data: Dataset | str | Path | None = None
     gates: Gates = field(default_factory=Gates)
     precision: Precision | Mapping[str, Precision] = FP32
+    vision_ladder: DepthLadder | None = None
     seed: int = 66
     overwrite: bool = True
     cache_folder: Path | None = None
@@ -105,6 +112,7 @@ def build(
     _check_backends(backends)
     loaded = load_model(model) if isinstance(model, str | Path) else as_loaded(model)
     loaded.check_mask(ladder.levels[0].mask)
+    _check_vision(loaded, options.vision_ladder)
     if ladder.model and ladder.model != loaded.spec.digest:
         msg = f"the ladder rests on scores of another model than {loaded.spec.name}; score and select for this one"
         raise ScoresError(msg)
@@ -125,6 +133,15 @@ def _check_backends(backends: Sequence[str]) -> None:
         raise ConfigError(msg)
 
 
+def _check_vision(model: LoadedModel, ladder: DepthLadder | None) -> None:
+    side = model.vision_side
+    if ladder is not None and side is None:
+        msg = f"a ladder for the vision side was given, but {model.spec.name} reads one thing only; leave it out"
+        raise ConfigError(msg)
+    if ladder is not None and side is not None:
+        side.check_mask(ladder.levels[0].mask)
+
+
 @dataclass(frozen=True, slots=True)
 class _Build:
     model: LoadedModel
@@ -138,24 +155,38 @@ class _Build:
         # Before minutes are spent on tracing.
         data = self._quality_data()
         self.on_stage("tracing the model", 0.0)
-        marked = marked_graph(self.model, ort.TARGET, ort.lower, self.options.cache_folder)
-        precisions = level_precisions(self.options.precision, self.ladder)
-        self.on_stage("quantising weights", 0.3)
-        sources = {precision: Source.of(marked, precision) for precision in dict.fromkeys(precisions.values())}
+        options = self.options
+        text = Part.of(self.model, self.ladder, options.precision, options.cache_folder)
+        vision = self._vision_part()
         self.on_stage("cutting depths", 0.35)
-        graphs = {
-            (level.name, target): cut(graph, [block_unit(block) for block in level.mask.skipped])
-            for level in self.ladder.levels
-            for target, graph in sources[precisions[level.name]].graphs.items()
-        }
+        parts = [text] if vision is None else [vision, text]
+        graphs = {part.prefix: part.graphs() for part in parts}
         # Levels of one precision are nested, so only levels of another bring tensors that the deepest does not have.
-        tensors = {name: tensor for graph in graphs.values() for name, tensor in shared_tensors(graph).items()}
+        tensors = {
+            name: tensor
+            for part in graphs.values()
+            for graph in part.values()
+            for name, tensor in shared_tensors(graph).items()
+        }
         locations = write_weights(writer.path_for(WEIGHTS_FILE), tensors)
-        engines = {key: self._write_engine(writer, *key, graph, locations) for key, graph in graphs.items()}
+        engines = {
+            prefix: {
+                (level, target): self._write_engine(writer, f"{prefix}{level}", target, graph, locations)
+                for (level, target), graph in part.items()
+            }
+            for prefix, part in graphs.items()
+        }
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
-        return self._prove(writer, engines, {name: sources[chosen] for name, chosen in precisions.items()}, data)
+        return self._prove(writer, engines, text, vision, data)
+
+    def _vision_part(self) -> Part | None:
+        side = self.model.vision_side
+        if side is None:
+            return None
+        ladder = self.options.vision_ladder or DepthLadder.from_masks([DepthMask.full(side.num_blocks)])
+        return Part.of(side, ladder, FP32, self.options.cache_folder, VISION_PREFIX)
 
     def _write_engine(
         self, writer: BundleWriter, level: str, target: str, graph: ir.Model, locations: Mapping[str, TensorLocation]
@@ -175,34 +206,36 @@ class _Build:
     def _prove(
         self,
         writer: BundleWriter,
-        engines: Mapping[tuple[str, str], EngineEntry],
-        sources: Mapping[str, Source],
+        engines: Mapping[str, Mapping[tuple[str, str], EngineEntry]],
+        text: Part,
+        vision: Part | None,
         data: Dataset | None,
     ) -> ManifestDraft:
-        paths = {key: writer.folder / engine.path for key, engine in engines.items()}
-        prover = Prover(self.model, self.ladder, paths, self.keeper)
         self.on_stage("recording the eager reference", 0.4)
-        cases, parity = prover.parity(
-            sources, self.options.seed, lambda level, share: self.on_stage(f"proving level {level}", 0.4 + 0.3 * share)
-        )
+        cases: dict[str, tuple[ParityCase, ...]] = {}
+
+        def prove(part: Part, vision: Prover | None, begin: float, span: float) -> tuple[Prover, Records]:
+            paths = {key: writer.folder / engine.path for key, engine in engines[part.prefix].items()}
+            prover = Prover(part.model, part.ladder, paths, self.keeper, prefix=part.prefix, vision=vision)
+            found, records = prover.parity(
+                part.sources,
+                self.options.seed,
+                lambda level, share: self.on_stage(f"proving level {part.prefix}{level}", begin + span * share),
+            )
+            cases.update({f"{part.prefix}{level}": recorded for level, recorded in found.items()})
+            prover.audit()
+            return prover, records
+
+        side, side_entry, begin = None, None, 0.4
+        if vision is not None:
+            side, records = prove(vision, None, begin, 0.1)
+            side_levels = vision.entries(engines[vision.prefix], records, {})
+            side_entry, begin = VisionEntry(num_blocks=vision.ladder.num_blocks, levels=side_levels), 0.5
+        prover, records = prove(text, side, begin, 0.7 - begin)
         writer.add_bytes(PARITY_FILE, save_tensors(*pack_cases(cases)))
-        prover.audit()
         self.on_stage("measuring the quality of every level", 0.7)
         quality = prover.quality(lambda forward: self._quality(forward, data))
-        entries = tuple(
-            LevelEntry(
-                name=level.name,
-                depth=level.depth,
-                kept=level.kept,
-                skipped=level.mask.skipped,
-                engines=tuple(engine for (name, _target), engine in engines.items() if name == level.name),
-                precision=sources[level.name].precision,
-                parity=parity[level.name],
-                quality=found.to_json() if (found := quality[level.name]) else {},
-            )
-            for level in self.ladder.levels
-        )
-        return self._draft(entries, data)
+        return self._draft(text.entries(engines[text.prefix], records, quality), side_entry, data)
 
     def _quality_data(self) -> Dataset | None:
         data = self.options.data
@@ -228,8 +261,12 @@ class _Build:
             output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
         return output
 
-    def _draft(self, levels: tuple[LevelEntry, ...], data: Dataset | None) -> ManifestDraft:
+    def _draft(
+        self, levels: tuple[LevelEntry, ...], vision: VisionEntry | None, data: Dataset | None
+    ) -> ManifestDraft:
         return ManifestDraft(
+            schema_version=SCHEMA_VERSION if vision is None else VISION_SCHEMA_VERSION,
+            vision=vision,
             model=self.model.spec,
             num_blocks=self.ladder.num_blocks,
             strategy=self.ladder.strategy,

@@ -9,7 +9,6 @@ from pathlib import Path
 from blockexport.backends.onnxruntime.operators import STOCK, Operators, choose_operators
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.core.masks import DepthLadder
-from blockexport.core.model import ModelSpec
 from blockexport.core.parity import ParityCase
 from blockexport.core.quality import Forward, Quality
 from blockexport.errors import BackendUnavailableError
@@ -35,14 +34,27 @@ class Prover:
         ladder: the levels.
         paths: every graph.
         keeper: told each verdict.
+        prefix: of level names in verdicts.
+        vision: runs the vision side of the same bundle, for a model that reads pictures.
     """
 
-    def __init__(self, model: LoadedModel, ladder: DepthLadder, paths: Paths, keeper: GateKeeper) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        ladder: DepthLadder,
+        paths: Paths,
+        keeper: GateKeeper,
+        *,
+        prefix: str = "",
+        vision: "Prover | None" = None,
+    ) -> None:
         self._model = model
         self._ladder = ladder
         self._paths = paths
         self._keeper = keeper
-        self._stock = _engines(model.spec, ladder, paths, STOCK)
+        self._prefix = prefix
+        self._vision = vision
+        self._stock = self._engines(STOCK)
 
     def parity(
         self, sources: Mapping[str, Source], seed: int, on_level: Callable[[str, float], None]
@@ -70,13 +82,13 @@ class Prover:
                 for engines in opened
                 for record in check_level(engines, level.name, cases[level.name])
             )
-            self._keeper.parity(level.name, records[level.name])
+            self._keeper.parity(f"{self._prefix}{level.name}", records[level.name])
         return cases, records
 
     def _native(self) -> list[Engines]:
         """Engines with our own operators, if this host can compile these; hosts that can prove them when they load."""
         try:
-            return [_engines(self._model.spec, self._ladder, self._paths, choose_operators("native"))]
+            return [self._engines(choose_operators("native"))]
         except BackendUnavailableError:
             return []
 
@@ -87,7 +99,7 @@ class Prover:
         for (level, _target), path in self._paths.items():
             findings[level] += audit(path, masks[level], self._model.spec.block_path)
         for level, found in findings.items():
-            self._keeper.audit(level, found)
+            self._keeper.audit(f"{self._prefix}{level}", found)
 
     def quality(self, measure: Callable[[Forward], Quality | None]) -> dict[str, Quality | None]:
         """Quality of every level on ONNX Runtime's own operators, measured side by side.
@@ -102,10 +114,10 @@ class Prover:
             self._keeper.quality(name, quality)
         return dict(zip(names, found, strict=True))
 
-
-def _engines(spec: ModelSpec, ladder: DepthLadder, paths: Paths, operators: Operators) -> Engines:
-    files = {
-        level.name: LevelFile(paths[level.name, operators.target], level.kept, operators.library)
-        for level in ladder.levels
-    }
-    return Engines(spec, files, threads=1)
+    def _engines(self, operators: Operators) -> Engines:
+        files = {
+            level.name: LevelFile(self._paths[level.name, operators.target], level.kept, operators.library)
+            for level in self._ladder.levels
+        }
+        vision = None if self._vision is None else self._vision._engines(operators)  # noqa: SLF001  (of one class)
+        return Engines(self._model.spec, files, threads=1, vision=vision)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from blockexport.backends.onnxruntime.decoder import OrtDecoder
 from blockexport.backends.onnxruntime.operators import STOCK, Operators
 from blockexport.backends.onnxruntime.single_pass import OrtSinglePass
+from blockexport.bundle.layout import VISION_PREFIX
 from blockexport.bundle.manifest import LevelEntry
 from blockexport.bundle.reader import Bundle
 from blockexport.core.engine import StepInputs
 from blockexport.core.model import ModelSpec
+from blockexport.core.pictures import ImageTokens, Pictures
 from blockexport.core.quality import Forward
 from blockexport.errors import BundleError, RequestError
 from blockexport.runtime.kv_cache import KvCache
@@ -56,13 +58,21 @@ class Engines:
         threads: threads within an operator; 0 lets the backend choose.
         prove: asked about each level that needs operators beyond the backend's own when it is opened; None to trust
             them.
+        vision: the engines of the vision side, for a model that reads pictures.
     """
 
     def __init__(
-        self, spec: ModelSpec, files: Mapping[str, LevelFile], *, threads: int = 0, prove: Proof | None = None
+        self,
+        spec: ModelSpec,
+        files: Mapping[str, LevelFile],
+        *,
+        threads: int = 0,
+        prove: Proof | None = None,
+        vision: "Engines | None" = None,
     ) -> None:
         self.spec = spec
         self.threads = threads
+        self.vision = vision
         self._files = dict(files)
         self._prove = prove
         self._packed: PackedLevels | None = None
@@ -90,18 +100,23 @@ class Engines:
             prove: see the class.
         """
 
-        def locate(level: LevelEntry) -> LevelFile:
-            graph = bundle.engine_path(level.name, BACKEND, STOCK.target)
+        def locate(level: LevelEntry, prefix: str = "") -> LevelFile:
+            name = f"{prefix}{level.name}"
+            graph = bundle.engine_path(name, BACKEND, STOCK.target)
             stock = LevelFile(graph, level.kept)
-            if packed is not None:
+            if packed is not None and not prefix:
                 stock = LevelFile(packed.path(graph), level.kept, stock=stock)
             if operators.library is None or all(engine.target != operators.target for engine in level.engines):
                 return stock
-            path = bundle.engine_path(level.name, BACKEND, operators.target)
+            path = bundle.engine_path(name, BACKEND, operators.target)
             return LevelFile(path, level.kept, operators.library, stock)
 
-        files = {level.name: locate(level) for level in bundle.manifest.levels}
-        engines = cls(bundle.manifest.model, files, threads=threads, prove=prove)
+        manifest, vision, side = bundle.manifest, None, bundle.manifest.model.vision_side
+        if manifest.vision is not None and side is not None:
+            files = {level.name: locate(level, VISION_PREFIX) for level in manifest.vision.levels}
+            vision = cls(side, files, threads=threads, prove=prove)
+        files = {level.name: locate(level) for level in manifest.levels}
+        engines = cls(manifest.model, files, threads=threads, prove=prove, vision=vision)
         # An entry of the cache is not removed while somebody holds it.
         engines._packed = packed
         return engines
@@ -193,6 +208,25 @@ class Engines:
         assert stock is not None
         self._files[level] = stock
 
+    def encode(self, pictures: Pictures | None, level: str | None = None) -> ImageTokens | None:
+        """Image tokens of pictures; None for none.
+
+        Args:
+            pictures: of one batch of prompts.
+            level: level of the vision side; None for the deepest.
+
+        Raises:
+            BundleError: this host cannot open the vision side's engine.
+            RequestError: there is no such level, or the model reads text only.
+        """
+        if pictures is None or not len(pictures.images):
+            return None
+        if self.vision is None:
+            msg = f"pictures were given, but {self.spec.name} reads text only; leave pictures out"
+            raise RequestError(msg)
+        name = self.vision.names[0 if level is None else self.vision.rung(level)]
+        return pictures.image_tokens(self.vision.single_pass(name).forward(pictures.engine_inputs))
+
     def whole_pass(self, level: str) -> Forward:
         """Batch inputs, text padded on the right, to the level's output at every position."""
         if self.spec.kind != "decoder":
@@ -201,7 +235,8 @@ class Engines:
         def forward(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
             tokens = inputs["input_ids"]
             cache = self.new_cache(*tokens.shape)
-            step = StepInputs.prompt(tokens, inputs["attention_mask"].sum(1), all_logits=True)
+            lengths, image_tokens = inputs["attention_mask"].sum(1), self.encode(Pictures.of_batch(inputs))
+            step = StepInputs.prompt(tokens, lengths, all_logits=True, image_tokens=image_tokens)
             return self.decoder(level).bind(cache.rows).step(step)
 
         return forward

@@ -6,15 +6,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.core.engine import StepInputs
+from blockexport.core.pictures import PICTURE_INPUTS
 from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
-from blockexport.runtime.prompts import check_pixels, pack_prompts, read_prompts, unpack_outputs
+from blockexport.runtime.prompt_batch import PromptBatch
+from blockexport.runtime.prompts import check_pixels, read_prompts, unpack_outputs
 
 
-def run_whole(engines: Engines, level: str, inputs: Any, attention_mask: Any) -> NDArray[np.float32]:
+def run_whole(
+    engines: Engines, level: str, inputs: Any, attention_mask: Any, vision_level: str | None = None
+) -> NDArray[np.float32]:
     """Run a level as `Runtime.forward` describes it."""
     spec = engines.spec
+    pictures: dict[str, Any] = {}
     if isinstance(inputs, Mapping):
+        pictures = {name: inputs[name] for name in PICTURE_INPUTS if name in inputs}
         attention_mask = inputs.get("attention_mask", attention_mask)
         name = "pixel_values" if spec.kind == "vision" else "input_ids"
         if name not in inputs:
@@ -23,11 +30,13 @@ def run_whole(engines: Engines, level: str, inputs: Any, attention_mask: Any) ->
         inputs = inputs[name]
     if spec.kind == "vision":
         return engines.single_pass(level).forward({"pixel_values": check_pixels(inputs, spec)})
-    run = engines.whole_pass(level)
     if spec.kind == "encoder":
         # An encoder places tokens by column, so padding stays where it is.
         tokens, real = read_prompts(inputs, attention_mask, spec)
-        return run({"input_ids": tokens, "attention_mask": real.astype(np.int64)})
-    tokens, lengths, real = pack_prompts(inputs, attention_mask, spec)
-    packed_mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
-    return unpack_outputs(run({"input_ids": tokens, "attention_mask": packed_mask}), real)
+        return engines.single_pass(level).forward({"input_ids": tokens, "attention_mask": real.astype(np.int64)})
+    batch = PromptBatch.of(spec, inputs, attention_mask, *map(pictures.get, PICTURE_INPUTS))
+    image_tokens = engines.encode(batch.pictures, vision_level)
+    cache = engines.new_cache(*batch.tokens.shape)
+    step = StepInputs.prompt(batch.tokens, batch.lengths, all_logits=True, image_tokens=image_tokens)
+    packed = engines.decoder(level).bind(cache.rows).step(step)
+    return unpack_outputs(packed, read_prompts(inputs, attention_mask, spec)[1])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from blockexport.core.model import ModelSpec
 from blockexport.errors import RequestError
 
+_PADDING = -1
 Prompts = NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -29,10 +30,17 @@ def pack_prompts(
         RequestError: no tokens, an empty row, a token outside the vocabulary, or more tokens than the context.
     """
     tokens, real = read_prompts(prompts, attention_mask, spec)
+    return *pack_rows(tokens, real), real
+
+
+def pack_rows(
+    tokens: NDArray[np.int64], real: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Move the real tokens of each row to its front; (batch, longest) and their numbers (batch,)."""
     lengths = real.sum(1).astype(np.int64)
     # A stable sort on "is padding" moves the real tokens to the front and keeps their order.
     order = np.argsort(~real, axis=1, kind="stable")
-    return np.take_along_axis(tokens, order, 1)[:, : lengths.max()], lengths, real
+    return np.take_along_axis(tokens, order, 1)[:, : lengths.max()], lengths
 
 
 def read_prompts(prompts: Prompts, attention_mask: Any, spec: ModelSpec) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -50,6 +58,9 @@ def read_prompts(prompts: Prompts, attention_mask: Any, spec: ModelSpec) -> tupl
         RequestError: no tokens, an empty row, a token outside the vocabulary, or more tokens than the context.
     """
     tokens, real = _as_matrix(prompts, attention_mask, spec.pad_token)
+    if spec.vision is not None:
+        # Batches with pictures are padded with -1 throughout.
+        real = real & (tokens != _PADDING)
     lengths = real.sum(1).astype(np.int64)
     if tokens.size == 0 or not lengths.all():
         msg = "a prompt is empty; give at least one token for each row"
@@ -57,9 +68,10 @@ def read_prompts(prompts: Prompts, attention_mask: Any, spec: ModelSpec) -> tupl
     if lengths.max() > spec.context_tokens > 0:
         msg = f"the prompt has {lengths.max()} tokens, but {spec.name} places {spec.context_tokens}; shorten it"
         raise RequestError(msg)
-    outside = tokens[real & ((tokens < 0) | (tokens >= spec.vocab_size))]
+    num_ids = spec.vocab_size + spec.num_extra_tokens
+    outside = tokens[real & ((tokens < 0) | (tokens >= num_ids))]
     if outside.size:
-        msg = f"token id {outside[0]} is outside the vocabulary of {spec.vocab_size} (0 to {spec.vocab_size - 1})"
+        msg = f"token id {outside[0]} is outside the vocabulary of {num_ids} (0 to {num_ids - 1})"
         raise RequestError(msg)
     return np.where(real, tokens, spec.pad_token), real
 

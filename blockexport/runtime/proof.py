@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from blockexport.bundle.layout import PARITY_FILE
+from blockexport.bundle.layout import PARITY_FILE, VISION_PREFIX
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.bundle.reader import Bundle
 from blockexport.core.parity import ParityCase, unpack_cases
@@ -29,7 +29,9 @@ def check_level(engines: Engines, level: str, cases: Sequence[ParityCase]) -> tu
         BundleError: this host cannot open the level's engine.
     """
     if engines.spec.kind == "decoder":
-        return check_decoder(engines.decoder(level), engines.layout(level), cases)
+        side = engines.vision
+        vision = None if side is None else side.single_pass(side.names[0])
+        return check_decoder(engines.decoder(level), engines.layout(level), cases, vision)
     return check_single_pass(engines.single_pass(level), cases)
 
 
@@ -40,7 +42,9 @@ def proof_of(bundle: Bundle) -> Proof:
     def prove(engines: Engines, level: str) -> bool:
         if not cases:
             cases.update(recorded_cases(bundle.folder / PARITY_FILE))
-        chosen = [case for case in cases.get(level, ()) if case.check in _ENOUGH]
+        is_side = engines.spec.kind == "vision" and engines.spec.vision is not None
+        name = f"{VISION_PREFIX}{level}" if is_side else level
+        chosen = [case for case in cases.get(name, ()) if case.check in _ENOUGH]
         records = check_level(engines, level, chosen)
         return bool(records) and all(record.passed for record in records)
 

@@ -27,8 +27,8 @@ from blockexport.runtime.prompts import (
     check_room,
     check_switches,
     is_one_prompt,
-    pack_prompts,
 )
+from blockexport.runtime.prompt_batch import PromptBatch
 from blockexport.runtime.proof import proof_of
 from blockexport.runtime.sampling import Sampling
 from blockexport.runtime.session import Session, Up
@@ -113,6 +113,8 @@ class Runtime:
         batch: int = 1,
         policy: str | RoutingPolicy = "deepest-fit",
         min_quality: float | None = None,
+        num_crops: int = 0,
+        vision_level: str | None = None,
     ) -> RoutingDecision:
         """Decide which level serves a request, without running it.
 
@@ -123,12 +125,14 @@ class Runtime:
             batch: requests served together.
             policy: a policy or its name.
             min_quality: what the level's primary metric must reach.
+            num_crops: crops of all pictures together.
+            vision_level: level of the vision side that reads them; None for the deepest.
 
         Raises:
             ProfileError: this host was not profiled.
             RequestError: the request does not fit the model.
         """
-        request = RoutingRequest(prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch)
+        request = RoutingRequest(prompt_tokens, new_tokens, batch, num_crops, vision_level)
         return plan(self.profile, self.levels, request, budget, policy, min_quality)
 
     def warm_up(self, levels: Sequence[str] | None = None) -> None:
@@ -160,13 +164,17 @@ class Runtime:
         if self._spare is not None:
             self._spare.unbind(level)
 
-    def forward(self, inputs: Any, level: str | None = None, *, attention_mask: Any = None) -> NDArray[np.float32]:
+    def forward(
+        self, inputs: Any, level: str | None = None, *, attention_mask: Any = None, vision_level: str | None = None
+    ) -> NDArray[np.float32]:
         """Run a level once on whole inputs.
 
         Args:
-            inputs: token ids (batch, tokens) or pixels (batch, channels, height, width), or a mapping by input name.
+            inputs: token ids (batch, tokens) or pixels (batch, channels, height, width), or a mapping by input name,
+                also of `images`, `image_masks` and `image_input_idx` for a decoder that reads pictures.
             level: name of the level; None for the deepest.
             attention_mask: (batch, tokens), nonzero for real tokens, padding on either side.
+            vision_level: level of the vision side; None for the deepest.
 
         Returns:
             (batch, tokens, vocab) for decoders, else the model's output. Positions of padding hold 0 for decoders.
@@ -174,7 +182,7 @@ class Runtime:
         Raises:
             RequestError: inputs that the model cannot take.
         """
-        return run_whole(self.engines, self.level(level).name, inputs, attention_mask)
+        return run_whole(self.engines, self.level(level).name, inputs, attention_mask, vision_level)
 
     def start(
         self,
@@ -185,6 +193,10 @@ class Runtime:
         attention_mask: Any = None,
         chunk_tokens: int | None = None,
         capacity_tokens: int = 0,
+        images: Any = None,
+        image_masks: Any = None,
+        image_input_idx: Any = None,
+        vision_level: str | None = None,
     ) -> Session:
         """Begin to continue prompts, for a caller that takes token after token and changes levels in between.
 
@@ -195,39 +207,39 @@ class Runtime:
             attention_mask: (batch, tokens), nonzero for real tokens.
             chunk_tokens: run at most this many prompt tokens at a time; None for whole prompts at once.
             capacity_tokens: tokens of each row to make room for now; the cache grows when more are needed.
+            images: pictures, as `generate` takes them.
+            image_masks: as `images`.
+            image_input_idx: as `images`.
+            vision_level: level of the vision side; None for the deepest.
 
         Raises:
             RequestError: a request that the model cannot serve.
         """
-        tokens, lengths = self._prompts(input_ids, attention_mask)
-        return self._session(self.level(level).name, tokens, lengths, capacity_tokens, sampling, chunk_tokens)
-
-    def _prompts(self, input_ids: Prompts, attention_mask: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.spec.kind != "decoder":
-            msg = f"{self.spec.name} is no decoder and cannot generate; use forward"
-            raise RequestError(msg)
-        return pack_prompts(input_ids, attention_mask, self.spec)[:2]
+        prompts = PromptBatch.of(self.spec, input_ids, attention_mask, images, image_masks, image_input_idx)
+        return self._session(self.level(level).name, prompts, vision_level, capacity_tokens, sampling, chunk_tokens)
 
     def _session(
         self,
         level: str,
-        tokens: NDArray[np.int64],
-        lengths: NDArray[np.int64],
+        prompts: PromptBatch,
+        vision_level: str | None,
         capacity_tokens: int,
         sampling: Sampling | None,
         chunk_tokens: int | None,
     ) -> Session:
+        image_tokens = self.engines.encode(prompts.pictures, vision_level)
         # What the last session left serves the next; another one at the same time makes its own.
         workspace, self._spare = self._spare, None
-        if workspace is None or workspace.batch != len(tokens):
-            workspace = Workspace(self.engines, len(tokens), self._kv_tokens)
+        if workspace is None or workspace.batch != len(prompts.tokens):
+            workspace = Workspace(self.engines, len(prompts.tokens), self._kv_tokens)
         workspace.reserve(capacity_tokens)
         return Session(
             self.engines,
             workspace,
             level,
-            tokens,
-            lengths,
+            prompts.tokens,
+            prompts.lengths,
+            image_tokens=image_tokens,
             sampling=sampling,
             chunk_tokens=chunk_tokens,
             release=self._keep,
@@ -253,6 +265,10 @@ class Runtime:
         switches: Mapping[int, str] | None = None,
         up: Up = "reprefill",
         chunk_tokens: int | None = None,
+        images: Any = None,
+        image_masks: Any = None,
+        image_input_idx: Any = None,
+        vision_level: str | None = None,
     ) -> Generation:
         """Continue prompts.
 
@@ -269,6 +285,10 @@ class Runtime:
             switches: by index of the new token, the level that gives it and later ones.
             up: what a switch to a deeper level does about the tokens it lacks; see `Session.switch`.
             chunk_tokens: run at most this many prompt tokens at a time; None for whole prompts at once.
+            images: pictures, for a model that reads some; see `runtime.pictures.read_pictures`.
+            image_masks: as `images`.
+            image_input_idx: as `images`.
+            vision_level: level of the vision side; None for the deepest.
 
         Raises:
             BudgetInfeasibleError: no level fits the budget.
@@ -276,14 +296,17 @@ class Runtime:
             RequestError: a request that the model cannot serve.
         """
         started = self._clock()
-        tokens, lengths = self._prompts(input_ids, attention_mask)
-        prompt_tokens = int(lengths.max())
+        prompts = PromptBatch.of(self.spec, input_ids, attention_mask, images, image_masks, image_input_idx)
+        prompt_tokens = int(prompts.lengths.max())
         check_room(prompt_tokens, max_new_tokens, self.spec)
         switches = switches or {}
         check_switches(switches, max_new_tokens)
-        chosen, decision = self._choose(level, budget, policy, prompt_tokens, max_new_tokens, len(tokens))
+        size = RoutingRequest(prompt_tokens, max_new_tokens, len(prompts.tokens), prompts.num_crops, vision_level)
+        chosen, decision = self._choose(level, budget, policy, size)
         capacity_tokens = prompt_tokens + max_new_tokens - 1
-        with self._session(chosen.name, tokens, lengths, capacity_tokens, sampling, chunk_tokens) as session:
+        with self._session(
+            chosen.name, prompts, vision_level, capacity_tokens, sampling, chunk_tokens
+        ) as session:
             loop = DecodeLoop(
                 session,
                 stops=frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens),
@@ -307,15 +330,11 @@ class Runtime:
         level: str | None,
         budget: LatencyBudget | None,
         policy: str | RoutingPolicy,
-        prompt_tokens: int,
-        new_tokens: int,
-        batch: int,
+        size: RoutingRequest,
     ) -> tuple[Level, RoutingDecision | None]:
         if level is not None or budget is None:
             return self.level(level), None
-        decision = self.plan(
-            prompt_tokens=prompt_tokens, new_tokens=new_tokens, budget=budget, batch=batch, policy=policy
-        )
+        decision = plan(self.profile, self.levels, size, budget, policy)
         if not decision.feasible:
             fastest = min([decision.bound_ms, *(alternative.bound_ms for alternative in decision.alternatives)])
             raise BudgetInfeasibleError(decision.reason, fastest)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.engine import StepInputs
+from blockexport.core.pictures import ImageTokens
 from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.sampling import Sampling, choose
@@ -31,6 +32,7 @@ class Session:
         level: the level to begin with.
         tokens: prompts (batch, tokens), padded on the right.
         lengths: real tokens of each row, (batch,).
+        image_tokens: what joins the prompts, for a model that reads pictures.
         sampling: how `step` draws tokens.
         chunk_tokens: run at most this many prompt tokens at a time, row after row; None for whole prompts at once.
         release: called with the workspace when the session is closed.
@@ -49,6 +51,7 @@ class Session:
         tokens: NDArray[np.int64],
         lengths: NDArray[np.int64],
         *,
+        image_tokens: ImageTokens | None = None,
         sampling: Sampling | None = None,
         chunk_tokens: int | None = None,
         release: Callable[[Workspace], None] | None = None,
@@ -65,6 +68,7 @@ class Session:
         self._chunk_tokens = chunk_tokens
         self._release = release
         self._is_closed = False
+        self._image_tokens = image_tokens
         self._start(tokens, lengths)
         self.switches: tuple[tuple[int, str], ...] = ()
         self.prepare(level)
@@ -133,6 +137,8 @@ class Session:
         # Before the prompt, and after a failure, all blocks lack the same tokens.
         num_run = self._positions if self._logits is None else self.lengths
         self._is_behind = not (is_ready and (self.cache.num_tokens == num_run).all())
+        # A decode step has no place for what joins a prompt of a single token.
+        self._is_behind |= self._image_tokens is not None and not (self._new or num_run.any())
 
     def run(self) -> NDArray[np.float32]:
         """Logits (batch, vocab) behind the last token of each row; overwritten by the next run.
@@ -213,7 +219,8 @@ class Session:
             spans = enumerate(zip(first.tolist(), lengths.tolist(), strict=True))
             logits = np.stack([self._run_row(row, history[row : row + 1], *span) for row, span in spans])
         else:
-            logits = self._workspace.prompting(self.level).step(StepInputs.prompt(history, lengths))[:, 0]
+            step = StepInputs.prompt(history, lengths, image_tokens=self._image_tokens)
+            logits = self._workspace.prompting(self.level).step(step)[:, 0]
         self.cache.extend(self._rung, lengths - first)
         self._is_behind = False
         return logits
@@ -231,8 +238,9 @@ class Session:
         logits = np.empty(0, np.float32)
         size = self._chunk_tokens or length
         for begin in range(first, length, size):
-            chunk = tokens[:, begin : min(begin + size, length)]
-            logits = bound.step(StepInputs.following(chunk, np.array([begin])))[0, 0]
+            end = min(begin + size, length)
+            joining = None if self._image_tokens is None else self._image_tokens.within(row, begin, end)
+            logits = bound.step(StepInputs.following(tokens[:, begin:end], np.array([begin]), joining))[0, 0]
         return logits
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockexport.backends.onnxruntime.operators import STOCK, choose_operators
-from blockexport.bundle.layout import PARITY_FILE
+from blockexport.bundle.layout import PARITY_FILE, VISION_PREFIX
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.bundle.reader import Bundle, check_bundle, open_bundle
 from blockexport.core.parity import ParityCase
@@ -65,19 +65,20 @@ def _parity(bundle: Bundle) -> Iterator[VerifiedCheck]:
     file = bundle.folder / PARITY_FILE
     recorded = recorded_cases(file) if file.is_file() else {}
     stock = Engines.of_bundle(bundle)
-    for level in bundle.manifest.levels:
-        cases = recorded.get(level.name, ())
+    for name, level in bundle.manifest.all_levels.items():
+        cases = recorded.get(name, ())
         missing = {record.check for record in level.parity} - {case.check for case in cases}
         if missing or not cases:
             why = f"no recorded answers for {', '.join(sorted(missing)) or 'this level'} in {PARITY_FILE}; rebuild it"
-            yield VerifiedCheck(f"parity:{level.name}", "failed", why)
+            yield VerifiedCheck(f"parity:{name}", "failed", why)
             continue
-        yield from _level_parity(stock, level.name, cases, f"parity:{level.name}")
+        yield from _level_parity(_part(stock, name), level.name, cases, f"parity:{name}")
     yield from _native_parity(bundle, recorded)
 
 
 def _native_parity(bundle: Bundle, recorded: Mapping[str, tuple[ParityCase, ...]]) -> Iterator[VerifiedCheck]:
-    if all(engine.target == STOCK.target for level in bundle.manifest.levels for engine in level.engines):
+    levels = bundle.manifest.all_levels
+    if all(engine.target == STOCK.target for level in levels.values() for engine in level.engines):
         return
     try:
         operators = choose_operators("native")
@@ -85,9 +86,18 @@ def _native_parity(bundle: Bundle, recorded: Mapping[str, tuple[ParityCase, ...]
         yield VerifiedCheck("parity:native", "not run", str(error))
         return
     native = Engines.of_bundle(bundle, operators=operators)
-    for level in native.names:
-        if native.operators(level) == "native" and level in recorded:
-            yield from _level_parity(native, level, recorded[level], f"parity:{level}:native")
+    for name, level in levels.items():
+        part = _part(native, name)
+        if part.operators(level.name) == "native" and name in recorded:
+            yield from _level_parity(part, level.name, recorded[name], f"parity:{name}:native")
+
+
+def _part(engines: Engines, name: str) -> Engines:
+    """The engines that a name of `Manifest.all_levels` belongs to."""
+    if not name.startswith(VISION_PREFIX):
+        return engines
+    assert engines.vision is not None
+    return engines.vision
 
 
 def _level_parity(
@@ -118,13 +128,15 @@ def _audits(bundle: Bundle) -> Iterator[VerifiedCheck]:
         return
     from blockexport.export.audit import audit  # noqa: PLC0415  (onnx is not part of a serving host)
 
-    spec, num_blocks = bundle.manifest.model, bundle.manifest.num_blocks
-    for level in bundle.manifest.levels:
+    spec = bundle.manifest.model
+    for name, level in bundle.manifest.all_levels.items():
+        part = spec.vision_side if name.startswith(VISION_PREFIX) else spec
+        assert part is not None
         for engine in level.engines:
             if not engine.path.endswith(".onnx"):
                 continue
-            findings = audit(bundle.folder / engine.path, level.mask(num_blocks), spec.block_path)
+            findings = audit(bundle.folder / engine.path, level.mask(part.num_blocks), part.block_path)
             status: Status = "failed" if findings else "ok"
             why = "; ".join(findings) or "no trace of a skipped block"
             own = "" if engine.target == STOCK.target else f":{engine.target}"
-            yield VerifiedCheck(f"audit:{level.name}{own}", status, why)
+            yield VerifiedCheck(f"audit:{name}{own}", status, why)

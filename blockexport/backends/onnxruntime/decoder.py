@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from blockexport.backends.onnxruntime.session import open_session
 from blockexport.core.engine import KvRow, StepInputs
-from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
+from blockexport.core.pictures import ImageTokens
+from blockexport.core.signature import (
+    CACHE_PARTS,
+    IMAGE_FEATURES,
+    IMAGE_POSITIONS,
+    last_slot_name,
+    past_name,
+    present_name,
+)
 from blockexport.errors import RequestError
 
 
@@ -33,6 +41,8 @@ class OrtBoundDecoder:
         self._session = session
         self._rows = rows
         self._vocab_size = int(session.get_outputs()[0].shape[-1])
+        features = [value for value in session.get_inputs() if value.name == IMAGE_FEATURES]
+        self._no_image_tokens = ImageTokens.none(int(features[0].shape[-1])) if features else None
         self._binding = session.io_binding()
         for block, row in rows.items():
             for part, array in zip(CACHE_PARTS, row, strict=True):
@@ -55,6 +65,7 @@ class OrtBoundDecoder:
             raise self._overrun(inputs.input_ids.shape[1])
         for name in ("input_ids", "position_ids", "total_tokens", "logits_index"):
             self._bind_input(name, getattr(inputs, name))
+        self._bind_image_tokens(inputs.image_tokens)
         for block in self._rows:
             self._bind_input(last_slot_name(block), inputs.last_slots.get(block, inputs.last_position))
         self._logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
@@ -79,6 +90,16 @@ class OrtBoundDecoder:
             msg = f"ONNX Runtime failed on {shape} tokens: {reason}; ask for fewer, or run `blockexport verify`"
             raise RequestError(msg) from error
         return self._logits
+
+    def _bind_image_tokens(self, given: ImageTokens | None) -> None:
+        if self._no_image_tokens is None:
+            if given is not None:
+                msg = "pictures were given to a level that reads text only; leave them out"
+                raise RequestError(msg)
+            return
+        image_tokens = given or self._no_image_tokens
+        self._bind_input(IMAGE_FEATURES, image_tokens.features)
+        self._bind_input(IMAGE_POSITIONS, image_tokens.positions)
 
     def _overrun(self, tokens: int) -> RequestError:
         return RequestError(f"{tokens} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer")

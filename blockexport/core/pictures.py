@@ -1,0 +1,78 @@
+"""Pictures in prompts as arrays, the same for every architecture, and the image tokens made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockexport.core.signature import IMAGE_MASKS
+
+PICTURE_INPUTS = ("images", IMAGE_MASKS, "image_input_idx")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageTokens:
+    """Image tokens on their way into a decoder.
+
+    Attributes:
+        features: (image_tokens, hidden).
+        positions: (image_tokens, 2), row and column of the tokens that they join.
+    """
+
+    features: NDArray[np.float32]
+    positions: NDArray[np.int64]
+
+    @classmethod
+    def none(cls, hidden_size: int) -> Self:
+        """What a call without pictures gives to a decoder that could read some."""
+        return cls(np.zeros((0, hidden_size), np.float32), np.zeros((0, 2), np.int64))
+
+    def within(self, row: int, begin: int, end: int) -> Self:
+        """Those that join columns `begin` to `end` of one row, counted from there, in a batch of that row alone."""
+        rows, columns = self.positions.T
+        chosen = (rows == row) & (columns >= begin) & (columns < end)
+        return type(self)(self.features[chosen], self.positions[chosen] - [row, begin])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """The crops of a batch that have a place in a prompt.
+
+    Attributes:
+        images: (crops, *image_shape) float32.
+        image_masks: (crops, *mask_shape) float32, how much of each patch is picture; None for models not told.
+        places: (crops, pooled, 2), row and column that each image token joins; a column below 0 for none.
+    """
+
+    images: NDArray[np.float32]
+    image_masks: NDArray[np.float32] | None
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of_batch(cls, inputs: Mapping[str, NDArray[Any]]) -> Self | None:
+        """Of `images` (batch, crops, ...), `image_masks` and `image_input_idx` (batch, crops, pooled); None without."""
+        if "images" not in inputs:
+            return None
+        columns = inputs["image_input_idx"].astype(np.int64)
+        rows = np.arange(len(columns))[:, None, None]
+        places = np.stack(np.broadcast_arrays(rows, columns), axis=-1)
+        is_seen = (columns >= 0).any(-1)
+        masks = inputs.get(IMAGE_MASKS)
+        return cls(
+            np.ascontiguousarray(inputs["images"][is_seen], np.float32),
+            None if masks is None else np.ascontiguousarray(masks[is_seen], np.float32),
+            places[is_seen],
+        )
+
+    @property
+    def engine_inputs(self) -> dict[str, NDArray[np.generic]]:
+        """What a vision engine takes."""
+        masks = {} if self.image_masks is None else {IMAGE_MASKS: self.image_masks}
+        return {"pixel_values": self.images, **masks}
+
+    def image_tokens(self, features: NDArray[np.float32]) -> ImageTokens:
+        """Image tokens of what a vision engine gave, (crops, pooled, hidden), without those that go nowhere."""
+        is_kept = self.places[..., 1] >= 0
+        return ImageTokens(np.ascontiguousarray(features[is_kept]), np.ascontiguousarray(self.places[is_kept]))
