@@ -134,6 +134,8 @@ class LatencyProfile(BaseModel):
         quick: whether the short grid was used.
         points: at least one.
         fit: the latency model.
+        vision: the same of the vision side of a model that reads pictures, its batches counting crops; the part of
+            a request that no depth of the decoder changes. None, and left out, without one.
     """
 
     model_config = _FROZEN
@@ -147,6 +149,7 @@ class LatencyProfile(BaseModel):
     quick: bool
     points: tuple[LatencyPoint, ...]
     fit: LatencyFit
+    vision: "LatencyProfile | None" = None
 
     @model_validator(mode="after")
     def _check_complete(self) -> Self:
@@ -197,7 +200,12 @@ class LatencyProfile(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The profile as its file holds it."""
-        return self.model_dump(mode="json")
+        value = self.model_dump(mode="json")
+        if self.vision is None:
+            del value["vision"]
+        else:
+            value["vision"] = self.vision.to_json()
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> Self:

@@ -22,6 +22,7 @@ from blockexport.models.loaded import LoadedModel
 # Sample sizes are distinct and not 0 or 1, so that tracing specialises no dynamic axis.
 _BATCH, _SEQ, _CAPACITY, _KEPT_POSITIONS, _IMAGE_TOKENS = 2, 3, 8, 4, 5
 
+
 class Context:
     """What the attention of the model being traced needs besides its arguments."""
 
@@ -45,6 +46,8 @@ class _HandOverCache(Cache):
 
 
 def attention_function(context: Context, *, is_decoder: bool) -> Any:
+    """What stands for attention in a trace: a function of transformers' interface around one of our operators."""
+
     def cached(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
@@ -162,6 +165,7 @@ Case = tuple[nn.Module, tuple[torch.Tensor, ...], tuple[str, ...], dict[str, dic
 
 
 def decoder_case(model: LoadedModel, module: nn.Module, context: Context) -> Case:
+    """What is traced of a decoder; `module` is a private copy of the model's."""
     tokens = torch.ones(_BATCH, _SEQ, dtype=torch.long)
     arguments: dict[str, torch.Tensor] = {
         "input_ids": tokens,
@@ -197,6 +201,7 @@ def _empty_row(row: KvSpec, dtype: torch.dtype) -> torch.Tensor:
 
 
 def single_pass_case(model: LoadedModel, module: nn.Module, context: Context) -> Case:
+    """What is traced of an encoder, a vision model or a vision side; `module` is a private copy of the model's."""
     wrapper = _SinglePassProgram(module, context, model)
     if model.spec.kind == "vision":
         shapes = {"pixel_values": model.spec.image_shape}

@@ -101,7 +101,7 @@ def _private_copy(model: LoadedModel) -> nn.Module:
 
 def _set_attention(module: nn.Module) -> None:
     configs = (getattr(part, "config", None) for part in module.modules())
-    for config in (config for config in configs if hasattr(config, "_attn_implementation")):
+    for config in filter(None, configs):
         config._attn_implementation = _ATTENTION  # noqa: SLF001  (the setter checks against installed kernels only)
 
 

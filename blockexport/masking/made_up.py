@@ -50,16 +50,16 @@ class MadeUpPrompts:
         num_crops = _CROPS[: len(lengths)]
         columns = np.full((len(lengths), max(num_crops), vision.num_pooled), _NO_CROP, np.int64)
         rows = []
-        for row, (length, count) in enumerate(zip(lengths, num_crops, strict=True)):
-            columns[row, :count] = _places(vision, count)
-            num_tokens = int((columns[row] >= 0).sum())
+        for length, count, places in zip(lengths, num_crops, columns, strict=True):
+            places[:count] = _places(vision, count)
+            num_tokens = int((places >= 0).sum())
             image_tokens = rng.integers(0, spec.vocab_size, num_tokens)
             words = rng.integers(0, spec.vocab_size, length)
             if vision.image_token is not None:
                 image_tokens[:] = vision.image_token
                 words[words == vision.image_token] = (vision.image_token + 1) % spec.vocab_size
             rows.append(np.insert(words, _IMAGES_BEGIN, image_tokens))
-        counts = np.array([len(row) for row in rows])
+        counts = np.array([len(row) for row in rows], np.int64)
         tokens = np.full((len(rows), int(counts.max())), spec.pad_token, np.int64)
         for row, padded in zip(rows, tokens, strict=True):
             padded[: len(row)] = row
@@ -95,7 +95,9 @@ def make_up_crops(vision: VisionSpec, count: int, rng: np.random.Generator) -> d
     return inputs
 
 
-def _batch_of_crops(vision: VisionSpec, is_crop: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+def _batch_of_crops(
+    vision: VisionSpec, is_crop: NDArray[np.bool_], rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
     """Crops where there is one, -1 where there is none, (batch, crops, ...)."""
     batch = {}
     for name, crops in make_up_crops(vision, int(is_crop.sum()), rng).items():

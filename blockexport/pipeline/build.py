@@ -261,9 +261,7 @@ class _Build:
             output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
         return output
 
-    def _draft(
-        self, levels: tuple[LevelEntry, ...], vision: VisionEntry | None, data: Dataset | None
-    ) -> ManifestDraft:
+    def _draft(self, levels: tuple[LevelEntry, ...], vision: VisionEntry | None, data: Dataset | None) -> ManifestDraft:
         return ManifestDraft(
             schema_version=SCHEMA_VERSION if vision is None else VISION_SCHEMA_VERSION,
             vision=vision,

@@ -50,6 +50,7 @@ class RoutingDecision:
         ttft_bound_ms: bound of `ttft_ms`.
         tpot_bound_ms: bound of `tpot_ms`.
         alternatives: all other levels, deepest first.
+        vision_ms: the part of `ttft_ms` that reads pictures, whatever the level.
     """
 
     level: str
@@ -64,6 +65,7 @@ class RoutingDecision:
     ttft_bound_ms: float
     tpot_bound_ms: float | None
     alternatives: tuple[Alternative, ...] = ()
+    vision_ms: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The decision as the command line prints it."""

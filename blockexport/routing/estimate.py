@@ -20,6 +20,7 @@ class LevelEstimate:
         ttft_bound_ms: bound of the same.
         tpot_ms: mean time for each token after the first; None when there is no such token.
         tpot_bound_ms: bound of the same.
+        vision_ms: the part of `ttft_ms` that reads pictures, which is the same for all levels.
     """
 
     level: str
@@ -30,6 +31,7 @@ class LevelEstimate:
     ttft_bound_ms: float
     tpot_ms: float | None = None
     tpot_bound_ms: float | None = None
+    vision_ms: float = 0.0
 
     def misses(self, budget: LatencyBudget | None) -> tuple[str, ...]:
         """Each given limit that the bound exceeds, in words; empty when everything fits."""
@@ -47,8 +49,17 @@ class LevelEstimate:
         )
 
 
-def estimate(fit: LatencyFit, level: str, depth: int, request: RoutingRequest) -> LevelEstimate:
+def estimate(
+    fit: LatencyFit, level: str, depth: int, request: RoutingRequest, vision: LevelEstimate | None = None
+) -> LevelEstimate:
     """Predict one level: N generated tokens cost one prefill and N-1 decode steps over a growing cache.
+
+    Args:
+        fit: the latency model.
+        level: name of the level.
+        depth: its kept blocks.
+        request: size of the request.
+        vision: what reading the request's pictures takes before the prefill; None without pictures.
 
     Raises:
         ProfileError: the fit lacks a phase.
@@ -59,6 +70,9 @@ def estimate(fit: LatencyFit, level: str, depth: int, request: RoutingRequest) -
         return LevelEstimate(level, depth, pass_ms, pass_bound_ms, pass_ms, pass_bound_ms)
     first_ms = fit.prefill_ms(depth, batch, prompt)
     first_bound_ms = fit.prefill_bound_ms(depth, batch, prompt)
+    if vision is not None:
+        first_ms += vision.predicted_ms
+        first_bound_ms += vision.bound_ms
     rest_ms = fit.decode_total_ms(depth, batch, prompt, steps)
     rest_bound_ms = fit.decode_total_bound_ms(depth, batch, prompt, steps)
     return LevelEstimate(
@@ -70,4 +84,5 @@ def estimate(fit: LatencyFit, level: str, depth: int, request: RoutingRequest) -
         ttft_bound_ms=first_bound_ms,
         tpot_ms=rest_ms / steps if steps else None,
         tpot_bound_ms=rest_bound_ms / steps if steps else None,
+        vision_ms=0.0 if vision is None else vision.predicted_ms,
     )

@@ -66,7 +66,8 @@ def plan(
     if not good:
         msg = f"no level has the quality {min_quality:g}; {_qualities(ordered)}; lower min_quality"
         raise RequestError(msg)
-    estimates = [estimate(profile.fit, level.name, level.depth, request) for level in ordered]
+    vision = _vision_estimate(profile, request)
+    estimates = [estimate(profile.fit, level.name, level.depth, request, vision) for level in ordered]
     choice = rule.choose([candidate for candidate in estimates if candidate.level in good], budget)
     others = [
         Alternative(e.level, e.depth, e.predicted_ms, e.bound_ms, e.level in good and not e.misses(budget))
@@ -93,7 +94,23 @@ def _decide(
         ttft_bound_ms=picked.ttft_bound_ms,
         tpot_bound_ms=picked.tpot_bound_ms,
         alternatives=alternatives,
+        vision_ms=picked.vision_ms,
     )
+
+
+def _vision_estimate(profile: LatencyProfile, request: RoutingRequest) -> LevelEstimate | None:
+    """What reading the pictures takes, at the level of the vision side that the request names."""
+    if not request.num_crops:
+        return None
+    side = profile.vision
+    if side is None:
+        msg = f"{request.num_crops} crops of pictures, but the profile is of a model that reads none; ask for 0"
+        raise RequestError(msg)
+    name = request.vision_level or next(iter(side.levels))
+    if name not in side.levels:
+        msg = f"no vision level {name!r}; the profile has {', '.join(side.levels)}"
+        raise RequestError(msg)
+    return estimate(side.fit, name, side.levels[name], RoutingRequest(prompt_tokens=0, batch=request.num_crops))
 
 
 def _check_request(profile: LatencyProfile, request: RoutingRequest) -> None:

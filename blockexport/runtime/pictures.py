@@ -94,7 +94,9 @@ def _places_of_tokens(
             raise RequestError(msg)
         places[row].reshape(-1)[: len(columns)] = columns
     if num_crops and not (places >= 0).any():
-        msg = f"{num_crops} crops were given, but no prompt has a token {vision.image_token}; put them where they belong"
+        msg = (
+            f"{num_crops} crops were given, but no prompt has a token {vision.image_token}; put them where they belong"
+        )
         raise RequestError(msg)
     return places
 

@@ -1,17 +1,24 @@
 """Latency of a loaded bundle on this host."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from blockexport.bundle.manifest import LevelEntry
 from blockexport.bundle.reader import Bundle
 from blockexport.core.hardware import HostFingerprint
 from blockexport.core.latency import LatencyProfile
 from blockexport.errors import ProfileError
+from blockexport.profiling.grid import FULL, QUICK
 from blockexport.profiling.harness import Progress
 from blockexport.profiling.profile import profile as measure
+from blockexport.runtime.engines import Engines
 from blockexport.runtime.workload import RuntimeWorkload
 
 if TYPE_CHECKING:
     from blockexport.runtime.runtime import Runtime
+
+# Few shapes: it has no cache.
+_VISION_SHARE = 0.2
 
 
 def profile(
@@ -34,16 +41,26 @@ def profile(
         ConfigError: the time limit is not a positive, finite number.
         ProfileError: the limit ended before each phase was measured.
     """
-    host = HostFingerprint.detect()
-    found = measure(
-        RuntimeWorkload(runtime.engines, runtime.spec, [(level.name, level.depth) for level in runtime.levels]),
-        bundle_digest=runtime.bundle.manifest.digest,
-        host=host,
-        threads=runtime.engines.threads or host.num_cpus,
-        quick=quick,
-        time_limit_s=time_limit_s,
-        on_progress=on_progress,
-    )
+    host, manifest, vision = HostFingerprint.detect(), runtime.bundle.manifest, runtime.engines.vision
+
+    def measured(engines: Engines, levels: Sequence[LevelEntry], limit_s: float | None) -> LatencyProfile:
+        return measure(
+            RuntimeWorkload(engines, engines.spec, [(level.name, level.depth) for level in levels]),
+            bundle_digest=manifest.digest,
+            host=host,
+            threads=runtime.engines.threads or host.num_cpus,
+            quick=quick,
+            time_limit_s=limit_s,
+            on_progress=on_progress,
+        )
+
+    if vision is None or manifest.vision is None:
+        found = measured(runtime.engines, manifest.levels, time_limit_s)
+    else:
+        limit_s = (QUICK if quick else FULL).time_limit_s if time_limit_s is None else time_limit_s
+        side = measured(vision, manifest.vision.levels, _VISION_SHARE * limit_s)
+        decoder = measured(runtime.engines, manifest.levels, (1 - _VISION_SHARE) * limit_s)
+        found = decoder.model_copy(update={"vision": side})
     runtime.bundle.write_profile(host.key, found.to_json())
     return found
 

@@ -33,9 +33,7 @@ def pack_prompts(
     return *pack_rows(tokens, real), real
 
 
-def pack_rows(
-    tokens: NDArray[np.int64], real: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pack_rows(tokens: NDArray[np.int64], real: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Move the real tokens of each row to its front; (batch, longest) and their numbers (batch,)."""
     lengths = real.sum(1).astype(np.int64)
     # A stable sort on "is padding" moves the real tokens to the front and keeps their order.

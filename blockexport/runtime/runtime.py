@@ -22,13 +22,13 @@ from blockexport.runtime.forward import run_whole
 from blockexport.runtime.levels import Level, levels_of
 from blockexport.runtime.packed_entry import PackedLevels
 from blockexport.runtime.profile import stored_profile
+from blockexport.runtime.prompt_batch import PromptBatch
 from blockexport.runtime.prompts import (
     Prompts,
     check_room,
     check_switches,
     is_one_prompt,
 )
-from blockexport.runtime.prompt_batch import PromptBatch
 from blockexport.runtime.proof import proof_of
 from blockexport.runtime.sampling import Sampling
 from blockexport.runtime.session import Session, Up
@@ -147,6 +147,9 @@ class Runtime:
         chosen = self.levels if levels is None else [self.level(name) for name in levels]
         workload = RuntimeWorkload(self.engines, self.spec, [(level.name, level.depth) for level in chosen])
         tokens = min(_WARM_UP_TOKENS, self.spec.context_tokens or _WARM_UP_TOKENS)
+        side = self.engines.vision
+        if chosen and side is not None:
+            RuntimeWorkload(side, side.spec, ()).forward_call(side.names[0], 1)()
         for level in chosen:
             if self.spec.kind == "decoder":
                 workload.prefill_call(level.name, 1, tokens)()
@@ -304,9 +307,7 @@ class Runtime:
         size = RoutingRequest(prompt_tokens, max_new_tokens, len(prompts.tokens), prompts.num_crops, vision_level)
         chosen, decision = self._choose(level, budget, policy, size)
         capacity_tokens = prompt_tokens + max_new_tokens - 1
-        with self._session(
-            chosen.name, prompts, vision_level, capacity_tokens, sampling, chunk_tokens
-        ) as session:
+        with self._session(chosen.name, prompts, vision_level, capacity_tokens, sampling, chunk_tokens) as session:
             loop = DecodeLoop(
                 session,
                 stops=frozenset(self.spec.stop_tokens if stop_tokens is None else stop_tokens),

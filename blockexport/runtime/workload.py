@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from blockexport.core.engine import StepInputs
 from blockexport.core.model import ModelKind, ModelSpec
+from blockexport.core.signature import IMAGE_MASKS
 from blockexport.runtime.engines import Engines
 
 # Text that an encoder is profiled on; embedding models mostly see sentences of about this length.
@@ -55,6 +56,8 @@ class RuntimeWorkload:
         inputs: dict[str, NDArray[np.generic]]
         if self._spec.kind == "vision":
             inputs = {"pixel_values": np.zeros((batch, *self._spec.image_shape), np.float32)}
+            if self._spec.vision is not None and self._spec.vision.mask_shape:
+                inputs[IMAGE_MASKS] = np.ones((batch, *self._spec.vision.mask_shape), np.float32)
         else:
             shape = (batch, min(self._spec.context_tokens or _ENCODER_TOKENS, _ENCODER_TOKENS))
             inputs = {"input_ids": np.ones(shape, np.int64), "attention_mask": np.ones(shape, np.int64)}

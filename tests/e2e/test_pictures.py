@@ -1,0 +1,209 @@
+"""Decoders that read pictures, from a checkpoint to answers, held to the eager masked model of their own code."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import blockexport as bx
+from blockexport.backends.onnxruntime.external_data import read_external
+from blockexport.core.masks import DepthLadder, DepthMask
+from blockexport.core.parity import tolerance_of
+from blockexport.errors import ConfigError, RequestError
+from blockexport.masking.made_up import MadeUpPrompts
+from blockexport.masking.masked import masked
+from blockexport.masking.oracle import _InDouble
+from blockexport.models.loaded import LoadedModel
+from blockexport.pipeline.build import BuildOptions
+from blockexport.runtime import Runtime
+from blockexport.runtime.verify import verify_bundle
+from blockexport.testing.tiny_molmo import MolmoSizes, write_tiny_molmo
+from blockexport.testing.tiny_vlms import tiny_llava
+
+NEW_TOKENS = 5
+LENGTHS = (7, 5, 9)
+SIZES = MolmoSizes(num_blocks=3, vision_blocks=4, feature_layers=(-2, -3), num_experts=3)
+CHECKPOINTS = ("llava", "pre-norm", "mixture")
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    model: LoadedModel
+    runtime: Runtime
+    ladder: DepthLadder
+    vision_ladder: DepthLadder
+    traces: Path
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "llava":
+        tiny_llava(num_blocks=3, vision_blocks=4).save_pretrained(folder / "model")
+    else:
+        write_tiny_molmo(folder / "model", request.param, SIZES)
+    model = bx.load_model(folder / "model")
+    assert model.vision_side is not None
+    ladder, vision_ladder = (two_levels(part.num_blocks) for part in (model, model.vision_side))
+    options = BuildOptions(vision_ladder=vision_ladder, cache_folder=folder / "traces")
+    bx.build(model, ladder, out=folder / "bundle", options=options)
+    return Served(model, bx.load(folder / "bundle", threads=1), ladder, vision_ladder, folder / "traces")
+
+
+def two_levels(num_blocks: int) -> DepthLadder:
+    return DepthLadder.from_masks([DepthMask.full(num_blocks), DepthMask.full(num_blocks).without(1)])
+
+
+def prompts_of(model: LoadedModel, lengths: tuple[int, ...] = LENGTHS) -> MadeUpPrompts:
+    return MadeUpPrompts.with_pictures(model.spec, lengths, np.random.default_rng(3)).padded_left
+
+
+def attention_mask(prompts: MadeUpPrompts) -> NDArray[np.int64]:
+    width = prompts.tokens.shape[1]
+    return (np.arange(width) >= (width - prompts.lengths)[:, None]).astype(np.int64)
+
+
+def eager_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
+    pictures = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
+    adapter: Any = model.adapter
+    return {
+        "input_ids": torch.from_numpy(prompts.tokens),
+        "attention_mask": torch.from_numpy(attention_mask(prompts)),
+        **adapter.picture_arguments(pictures),
+    }
+
+
+def generate_eagerly(model: LoadedModel, prompts: MadeUpPrompts) -> list[list[int]]:
+    module: Any = model.module
+    arguments = eager_arguments(model, prompts)
+    output = module.generate(
+        **arguments, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    rows: list[list[int]] = output[:, prompts.tokens.shape[1] :].tolist()
+    return rows
+
+
+def test_all_that_was_proved_is_proved_again_without_the_checkpoint(served: Served) -> None:
+    checks = verify_bundle(served.runtime.bundle.folder)
+    assert {check.status for check in checks if check.id != "parity:native"} == {"ok"}
+    ids = {check.id for check in checks}
+    for level in served.ladder.levels:
+        assert {f"parity:{level.name}:pictures-{what}" for what in ("prefill", "decode", "padded", "chunked")} <= ids
+        assert f"audit:{level.name}" in ids
+    for level in served.vision_ladder.levels:
+        assert {f"parity:vision:{level.name}:forward", f"audit:vision:{level.name}"} <= ids
+
+
+def test_every_pair_of_levels_answers_as_the_eager_model_does(served: Served) -> None:
+    model, side = served.model, served.model.vision_side
+    assert side is not None
+    prompts = prompts_of(model)
+    answers = []
+    for level, vision in itertools.product(served.ladder.levels, served.vision_ladder.levels):
+        with masked(model, level.mask), masked(side, vision.mask):
+            wanted = generate_eagerly(model, prompts)
+        for chunk_tokens in (None, 3):
+            found = served.runtime.generate(
+                prompts.tokens,
+                NEW_TOKENS,
+                level=level.name,
+                vision_level=vision.name,
+                attention_mask=attention_mask(prompts),
+                stop_tokens=(),
+                chunk_tokens=chunk_tokens,
+                **prompts.pictures,
+            )
+            assert found.tokens == wanted
+        answers.append(wanted)
+    assert len(set(map(str, answers))) > 1
+
+
+def test_logits_of_a_padded_batch(served: Served) -> None:
+    prompts = prompts_of(served.model)
+    arguments = eager_arguments(served.model, prompts)
+    with torch.no_grad():
+        wanted = served.model(**arguments).logits.numpy()
+        exact_model = LoadedModel(bx.load_model(served.traces.parent / "model").module.double(), served.model.spec, served.model.adapter)
+        in_double = {name: t.double() if t.is_floating_point() else t for name, t in arguments.items()}
+        set_experts(exact_model.module)
+        with _InDouble():
+            exact = exact_model(**in_double).logits.numpy()
+    real = attention_mask(prompts) != 0
+    found = served.runtime.forward(
+        {"input_ids": prompts.tokens, "attention_mask": attention_mask(prompts), **prompts.pictures}
+    )
+    assert np.abs(found[real] - wanted[real]).max() <= tolerance_of(wanted[real], exact[real])
+    without = served.runtime.forward({"input_ids": prompts.tokens, "attention_mask": attention_mask(prompts)})
+    has_picture = np.arange(len(prompts.tokens)) < 2
+    assert np.abs(without - found)[has_picture].max() > 1e-3
+    assert without[~has_picture] == pytest.approx(found[~has_picture], abs=tolerance_of(wanted[real], exact[real]))
+
+
+def set_experts(module: Any) -> None:
+    if getattr(module.config.get_text_config(decoder=True), "num_experts", None):
+        module.set_experts_implementation("eager")
+
+
+def test_depth_may_change_between_two_tokens(served: Served) -> None:
+    prompts = prompts_of(served.model)
+    deep, shallow = (level.name for level in served.ladder.levels)
+    pictures = {"attention_mask": attention_mask(prompts), "stop_tokens": (), **prompts.pictures}
+    first = served.runtime.generate(prompts.tokens, 1, level=shallow, **pictures)
+    switched = served.runtime.generate(prompts.tokens, 3, level=shallow, switches={1: deep}, **pictures)
+    # The deeper level runs the prompt again, pictures included, and goes on behind the shallower one's first token.
+    with served.runtime.start(
+        prompts.tokens, level=deep, **{k: v for k, v in pictures.items() if k != "stop_tokens"}
+    ) as session:
+        session.append(np.array([row[0] for row in first.tokens]))
+        rest = np.stack([session.step(), session.step()], axis=1)
+    assert [row[1:] for row in switched.tokens] == rest.tolist()
+
+
+def test_weights_lie_in_the_bundle_once_for_all_graphs(served: Served) -> None:
+    folder = served.runtime.bundle.folder
+    ranges: dict[str, set[tuple[str, ...]]] = {}
+    for path in sorted(folder.glob("*.onnx")):
+        for name, tensor in read_external(path).items():
+            ranges.setdefault(name, set()).add((tensor.entries["location"], tensor.entries["offset"]))
+    assert {len(places) for places in ranges.values()} == {1}
+    assert any("embed_tokens" in name for name in ranges)
+
+
+def test_the_same_recipe_gives_the_same_bytes(served: Served, tmp_path: Path) -> None:
+    options = BuildOptions(vision_ladder=served.vision_ladder, cache_folder=served.traces)
+    again = bx.build(served.model, served.ladder, out=tmp_path / "again", options=options)
+    assert again.manifest.to_bytes() == served.runtime.bundle.manifest.to_bytes()
+
+
+def test_reading_pictures_is_a_part_of_the_plan_that_depth_does_not_change(served: Served) -> None:
+    bx.profile(served.runtime, quick=True, time_limit_s=2.0)
+    plans = [
+        served.runtime.plan(prompt_tokens=12, new_tokens=2, policy=f"fixed:{level.name}", num_crops=count)
+        for level in served.ladder.levels
+        for count in (0, 3)
+    ]
+    without, with_crops = plans[::2], plans[1::2]
+    assert {plan.vision_ms for plan in without} == {0.0}
+    assert len({plan.vision_ms for plan in with_crops}) == 1
+    for one, other in zip(without, with_crops, strict=True):
+        assert other.vision_ms > 0
+        assert other.ttft_ms == pytest.approx(one.ttft_ms + other.vision_ms)
+
+
+def test_requests_that_cannot_be_served(served: Served) -> None:
+    runtime, prompts = served.runtime, prompts_of(served.model, LENGTHS[:1])
+    with pytest.raises(RequestError, match="no picture is given"):
+        runtime.generate(prompts.tokens, image_input_idx=prompts.pictures["image_input_idx"])
+    with pytest.raises(RequestError, match="no level 'd99'"):
+        runtime.generate(prompts.tokens, vision_level="d99", **prompts.pictures)
+    with pytest.raises(ConfigError, match="reads one thing only"):
+        text = bx.load_model("demo:code-lm")
+        full = DepthLadder.from_masks([DepthMask.full(text.num_blocks)])
+        bx.build(text, full, out="never", options=BuildOptions(vision_ladder=full))
