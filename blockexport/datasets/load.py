@@ -19,9 +19,9 @@ def load_dataset(
     """Read a dataset in the form that a model takes.
 
     Args:
-        source: `demo:code-lm` or `demo:digits-vit`, or a file: `.txt` or `.py` (text, or a folder of such files),
-            `.jsonl` (one object a line: `text`, or `prompt` and `answer`, optionally `task`), `.npz` (`pixel_values`
-            and `labels`).
+        source: `demo:code-lm`, `demo:digits-vit` or `demo:digits-molmo`, or a file: `.txt` or `.py` (text, or a folder
+            of such files), `.jsonl` (one object a line: `text`, or `prompt` and `answer`, optionally `task`, and with
+            `image` a question about a picture, optionally with `choices`), `.npz` (`pixel_values` and `labels`).
         spec: the model the data is for.
         tokenizer_dir: folder with `tokenizer.json`, needed for text.
         split: which part of a demo's data; files have one part only.

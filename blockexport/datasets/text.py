@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from blockexport.core.data import IGNORED_LABEL, Sample
 from blockexport.core.model import ModelSpec
-from blockexport.errors import DataError
+from blockexport.datasets.pictures import QuestionReader
+from blockexport.errors import BlockExportError, DataError
 
 # Long enough for a model to use its context, short enough that a few windows are a sample and not an anecdote.
 WINDOW_TOKENS = 256
@@ -97,20 +98,23 @@ def _text_samples(texts: list[str], spec: ModelSpec, tokenizer: Tokenizer) -> tu
 
 
 def read_jsonl(path: Path, spec: ModelSpec, tokenizer_dir: Path | None) -> tuple[Sample, ...]:
-    """One JSON object a line: `text`, or `prompt` and `answer`, optionally `task`."""
+    """One JSON object a line: `text`, or `prompt` and `answer`, optionally `task` and `image`."""
     tokenizer = open_tokenizer(tokenizer_dir)
+    questions = QuestionReader(spec, tokenizer_dir)
     samples: list[Sample] = []
     for number, line in enumerate(_read(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            if "text" in entry:
+            if "image" in entry:
+                samples.append(questions.read(entry, path.parent))
+            elif "text" in entry:
                 samples += _text_samples([entry["text"]], spec, tokenizer)
             else:
                 samples.append(answer_sample(entry["prompt"], entry["answer"], entry.get("task", "answers"), tokenizer))
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, BlockExportError):
                 raise
             msg = f"{path} line {number} needs `text`, or `prompt` and `answer` ({error!r}); correct that line"
             raise DataError(msg) from error

@@ -80,7 +80,7 @@ class PictureGeometry:
         tower = _read_object(folder / "config.json").get("vision_backbone") or {}
         try:
             geometry = cls(**_geometry_fields(settings, tower))
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
             msg = (
                 f"{folder / 'preprocessor_config.json'} gives no picture geometry ({error}); fetch the checkpoint again"
             )

@@ -25,17 +25,17 @@ _PICTURE_TOKENS = {"start": "<im_start>", "end": "<im_end>", "patch": "<im_patch
 class MolmoProcessor:
     """Prompts with pictures in front, as a checkpoint's tokenizer and geometry write them."""
 
-    def __init__(self, tokenizer: Tokenizer, geometry: PictureGeometry, begin_token: int) -> None:
-        missing = [token for token in _PICTURE_TOKENS.values() if tokenizer.token_to_id(token) is None]
+    def __init__(self, tokenizer: Tokenizer, geometry: PictureGeometry, end_token: int) -> None:
+        ids = {name: tokenizer.token_to_id(token) for name, token in _PICTURE_TOKENS.items()}
+        missing = [_PICTURE_TOKENS[name] for name, token_id in ids.items() if token_id is None]
         if missing:
             msg = f"the tokenizer has no {', '.join(missing)}; give the tokenizer.json of a Molmo checkpoint"
             raise ModelSupportError(msg)
         self.tokenizer = tokenizer
         self.geometry = geometry
-        self._begin_token = begin_token
-        self._picture_tokens = PictureTokens(
-            **{name: tokenizer.token_to_id(token) for name, token in _PICTURE_TOKENS.items()}
-        )
+        # The models have no begin token of their own: what ends a text also stands in front of each prompt.
+        self.end_token = end_token
+        self._picture_tokens = PictureTokens(**{name: token_id or 0 for name, token_id in ids.items()})
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -55,7 +55,19 @@ class MolmoProcessor:
         # Padding is the batch's business.
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return cls(tokenizer, PictureGeometry.from_folder(folder), _begin_token(folder, tokenizer))
+        return cls(tokenizer, PictureGeometry.from_folder(folder), _end_token(folder, tokenizer))
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Tokens of a question, without what stands in front of it.
+
+        Raises:
+            RequestError: the text is empty.
+        """
+        if not text.strip():
+            msg = f"the prompt is {text!r}; give a question or an instruction"
+            raise RequestError(msg)
+        tokens: list[int] = self.tokenizer.encode(f" User: {text} Assistant:", add_special_tokens=False).ids
+        return tokens
 
     def __call__(self, text: str, pictures: Sequence[Picture] = ()) -> dict[str, NDArray[np.generic]]:
         """Inputs for one question, its pictures in front of the text.
@@ -68,11 +80,8 @@ class MolmoProcessor:
         Raises:
             RequestError: the text is empty, or a picture cannot be read or is too narrow.
         """
-        if not text.strip():
-            msg = f"the prompt is {text!r}; give a question or an instruction"
-            raise RequestError(msg)
-        prompt = self.tokenizer.encode(f" User: {text} Assistant:", add_special_tokens=False).ids
-        tokens = [np.array([self._begin_token], np.int64)]
+        prompt = self.prompt_tokens(text)
+        tokens = [np.array([self.end_token], np.int64)]
         images, masks, indices = [], [], []
         for picture in pictures:
             patches, shares, tiling = cut_picture(read_picture(picture), self.geometry)
@@ -94,11 +103,10 @@ def collate(rows: Sequence[dict[str, NDArray[np.generic]]]) -> dict[str, NDArray
     return {"input_ids": pad_stack([row["input_ids"] for row in rows], PADDING), **stack_pictures(rows)}
 
 
-def _begin_token(folder: Path, tokenizer: Tokenizer) -> int:
-    """The id in front of every prompt: the models have no begin token of their own and use the one that ends a text."""
+def _end_token(folder: Path, tokenizer: Tokenizer) -> int:
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    name: Any = settings.get("bos_token") or settings.get("eos_token") or "<|endoftext|>"
+    name: Any = settings.get("eos_token") or "<|endoftext|>"
     name = name["content"] if isinstance(name, dict) else name
     token = tokenizer.token_to_id(str(name))
     if token is None:

@@ -9,9 +9,19 @@ from blockexport.core.data import IGNORED_LABEL, Dataset, Sample, collate
 from blockexport.errors import DataError
 
 
-def text(tokens, *, labelled=True, metric="exact_match", group="all", num_bytes=0):
+def text(tokens, *, labelled=True, metric="exact_match", group="all", num_bytes=0, choices=()):
     array = np.array(tokens, np.int64)
-    return Sample({"input_ids": array}, array if labelled else None, metric, group, num_bytes)
+    return Sample({"input_ids": array}, array if labelled else None, metric, group, num_bytes, choices)
+
+
+def about_pictures(tokens, num_crops):
+    sample = text(tokens)
+    pictures = {
+        "images": np.ones((num_crops, 4, 3), np.float32),
+        "image_masks": np.ones((num_crops, 4), np.float32),
+        "image_input_idx": np.ones((num_crops, 1), np.int64),
+    }
+    return Sample(sample.inputs | pictures, sample.labels, sample.metric, sample.group)
 
 
 def image(value, label=None):
@@ -38,6 +48,16 @@ def test_the_pad_token_is_the_datasets():
 def test_texts_without_labels_have_nothing_to_predict():
     batch = collate([text([1, 2], labelled=False), text([3])], 0)
     assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [3, IGNORED_LABEL]]
+
+
+def test_rows_with_more_fewer_and_no_crops_are_padded_with_minus_one():
+    batch = collate([about_pictures([1], 1), text([1, 2]), about_pictures([3], 2)], 0)
+    shapes = {name: batch.inputs[name].shape for name in ("images", "image_masks", "image_input_idx")}
+    assert shapes == {"images": (3, 2, 4, 3), "image_masks": (3, 2, 4), "image_input_idx": (3, 2, 1)}
+    for name in shapes:
+        sizes = [(row == 1).all(axis=tuple(range(1, row.ndim))).sum() for row in batch.inputs[name]]
+        assert sizes == [1, 0, 2]
+        assert set(np.unique(batch.inputs[name])) == {-1, 1}
 
 
 def test_images_are_stacked():

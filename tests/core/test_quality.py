@@ -63,6 +63,15 @@ def test_exact_match_needs_every_labelled_token():
     assert figure.stderr == pytest.approx(np.std([1, 1, 1, 0], ddof=1) / 2)
 
 
+def test_a_choice_is_judged_by_its_first_token_against_the_other_choices():
+    """The model says 2; it prefers no other choice to another, so the first of them is its choice."""
+    labels = [IGNORED_LABEL, IGNORED_LABEL, 4, 0]
+    sample = Sample({"input_ids": np.array([5, 1, 4, 0])}, np.array(labels), "multiple_choice", "all", choices=(4, 3))
+    assert evaluate(counting, Dataset("texts", (sample,))).primary == ("multiple_choice", MetricValue(1, 0, 1, True))
+    other = Sample(sample.inputs, sample.labels, "multiple_choice", "all", choices=(2, 4))
+    assert evaluate(counting, Dataset("texts", (other,))).primary[1].value == 0
+
+
 def test_accuracy_of_classes():
     samples = [
         Sample({"pixel_values": np.full((1, 1, 1), i, np.float32)}, np.asarray(label), "accuracy", "all")

@@ -3,13 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blockexport.core.data import IGNORED_LABEL
-from blockexport.core.model import ModelSpec
+from blockexport.core.model import ModelSpec, VisionSpec
 from blockexport.datasets import load_dataset
-from blockexport.errors import DataError
+from blockexport.errors import DataError, RequestError
 from blockexport.models.demos import demo_path
 from blockexport.models.demos.code_lm import corpus, tasks
+from blockexport.models.demos.digits_molmo.recipe import write_processor
 from blockexport.models.demos.digits_vit import data as digits
 
 TOKENIZER = demo_path("demo:code-lm")
@@ -17,6 +19,13 @@ DECODER = ModelSpec(
     name="d", architecture="X", kind="decoder", num_blocks=2, digest="x", vocab_size=1024, context_tokens=512
 )
 ENCODER = DECODER.model_copy(update={"kind": "encoder", "output": "last_hidden_state", "context_tokens": 16})
+SEEING = DECODER.model_copy(
+    update={
+        "vision": VisionSpec(
+            num_blocks=6, block_path="v", num_patches=36, patch_values=48, num_pooled=9, hidden_size=96
+        )
+    }
+)
 VISION = ModelSpec(name="v", architecture="X", kind="vision", num_blocks=2, digest="x", image_shape=(1, 8, 8))
 
 
@@ -185,3 +194,47 @@ def test_held_out_modules_are_not_trained_on() -> None:
     held_out, training = corpus.read_split(held_out=True), corpus.read_split(held_out=False)
     assert 0 < len(held_out) < len(training) / 10
     assert not set(held_out) & set(training) - {""}
+
+
+def test_a_question_about_a_picture_is_one_line(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    lines = [
+        {"image": "a.png", "prompt": "Which digit?", "answer": 7, "task": "digit"},
+        {"image": "a.png", "prompt": "Even or odd?", "answer": "odd", "choices": ["even", "odd"]},
+        {"image": "a.png", "prompt": "Sum?", "answers": ["12", "12", "13"], "metric": "vqa_accuracy"},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    write_processor(tmp_path / "model")
+    samples = load_dataset(path, SEEING, tmp_path / "model").samples
+    assert [(sample.metric, sample.group) for sample in samples] == [
+        ("exact_match", "digit"),
+        ("multiple_choice", "answers"),
+        ("exact_match", "answers"),
+    ]
+    assert all(len(sample.inputs["images"]) == 3 for sample in samples)
+
+
+def test_a_model_without_eyes_is_asked_about_no_picture(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "prompt": "Which digit?", "answer": 7}))
+    with pytest.raises(DataError, match="d reads no pictures"):
+        load_dataset(path, DECODER, TOKENIZER)
+    path.write_text(json.dumps({"image": "b.png", "prompt": "Which digit?", "answer": 7}))
+    with pytest.raises(RequestError, match=r"no picture at .*b\.png"):
+        load_dataset(path, DECODER, TOKENIZER)
+    path.write_text(json.dumps({"image": "a.png", "prompt": "Which digit?"}))
+    with pytest.raises(DataError, match="line 1"):
+        load_dataset(path, DECODER, TOKENIZER)
+
+
+def test_demo_questions_on_digits_share_no_picture(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_processor(folder)
+    parts = {}
+    for split in ("selection", "test"):
+        samples = load_dataset("demo:digits-molmo", SEEING, folder, split=split).samples
+        parts[split] = {sample.inputs["images"].tobytes() for sample in samples}
+        assert {sample.group for sample in samples} == {"digit", "parity", "larger", "sum", "count", "read"}
+    assert not parts["selection"] & parts["test"]

@@ -1,0 +1,1 @@
+"""`demo:digits-molmo`: a small Molmo that answers questions about pictures of digits."""

@@ -1,0 +1,190 @@
+"""Train `demo:digits-molmo`: `python -m blockexport.models.demos.digits_molmo.train --out FOLDER`.
+
+The vision side learns to show digits first, through a head that is thrown away, as Molmo starts from a trained vision
+tower; then all is trained together, on answers only. From then on every block of the text stack is left out of a step
+with a probability that rises with its depth (as in LayerSkip, arXiv:2404.16710), so that the model does not lean on any
+one of them. Matrices use Muon (https://kellerjordan.github.io/posts/muon/), all other parameters AdamW. A killed run
+goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from blockexport.models.demos.digits_molmo.batches import PackedBatches
+from blockexport.models.demos.digits_molmo.data import Scene, SceneSource
+from blockexport.models.demos.digits_molmo.evaluate import answers, exact_match
+from blockexport.models.demos.digits_molmo.losses import answer_loss, attend_in_float32, encode_pictures, sight_loss
+from blockexport.models.demos.digits_molmo.recipe import model_entries, write_processor
+from blockexport.models.demos.digits_molmo.tokenizer import PICTURE_TOKENS
+from blockexport.models.demos.digits_vit.data import Split
+from blockexport.models.molmo.checkpoint import read_checkpoint, write_checkpoint
+from blockexport.models.molmo.config import MolmoConfig
+from blockexport.models.molmo.model import MolmoForCausalLM
+from blockexport.processing.processor import MolmoProcessor
+
+_ATTENTION = "sdpa_float32"
+_NUM_DIGITS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides the weights."""
+
+    seed: int = 66
+    sight_steps: int = 500
+    num_steps: int = 2300
+    pictures_per_step: int = 32
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    warmup_steps: int = 60
+    sight_weight: float = 0.3
+    max_skip_rate: float = 0.3
+    checkpoint_every: int = 100
+
+
+class Trainee(nn.Module):
+    """The model, and the head through which its vision side learns to see."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.model = MolmoForCausalLM(MolmoConfig(published=model_entries(vocab_size)))
+        self.model.set_attn_implementation(_ATTENTION)
+        self.digit_head = nn.Linear(self.model.config.text_config.hidden_size, _NUM_DIGITS)
+
+
+@contextmanager
+def _skipping(model: MolmoForCausalLM, step: int, config: TrainConfig) -> Iterator[None]:
+    """Leave blocks out at random for one step; the rate is reached half-way."""
+    blocks = model.language_model.layers
+    progress = min(1.0, 2 * (step - config.sight_steps) / (config.num_steps - config.sight_steps))
+    rates = np.linspace(0, config.max_skip_rate * progress, len(blocks))
+    drawn = np.random.default_rng([config.seed, step]).random(len(blocks))
+    model.language_model.layers = nn.ModuleList(b for b, out in zip(blocks, drawn < rates, strict=True) if not out)
+    try:
+        yield
+    finally:
+        model.language_model.layers = blocks
+
+
+def _optimizers(trainee: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim == 2 and not any(part in name for part in ("embed", "head"))
+
+    named = list(trainee.named_parameters())
+    matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]
+    others = [parameter for name, parameter in named if not is_matrix(name, parameter)]
+    return [
+        torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _lr_factor(step: int, config: TrainConfig) -> float:
+    """Each part warms up; the rate falls from the start of the second to its end."""
+    since = step if step < config.sight_steps else step - config.sight_steps
+    left = (config.num_steps - max(step, config.sight_steps)) / (config.num_steps - config.sight_steps)
+    return min(1.0, (since + 1) / config.warmup_steps) * left
+
+
+def _loss(
+    trainee: Trainee, batches: PackedBatches, scenes: Sequence[Scene], step: int, config: TrainConfig
+) -> torch.Tensor:
+    inputs, labels = batches.pack(scenes)
+    shown = torch.tensor([np.bincount(scene.digits, minlength=_NUM_DIGITS) / len(scene.digits) for scene in scenes])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = encode_pictures(trainee.model, inputs["images"], inputs["image_masks"])
+        sight = sight_loss(trainee.digit_head, features, inputs["image_input_idx"], shown.float())
+        if step < config.sight_steps:
+            return sight
+        with _skipping(trainee.model, step, config):
+            return answer_loss(trainee.model, inputs, features, labels) + config.sight_weight * sight
+
+
+def train(config: TrainConfig, out: Path) -> None:
+    """Train from scratch (or from the last checkpoint in `out`) and write weights, processor and metrics."""
+    processor = write_processor(out)
+    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend_in_float32)
+    torch.manual_seed(config.seed)
+    trainee = Trainee(processor.tokenizer.get_vocab_size() - len(PICTURE_TOKENS)).train()
+    optimizers = _optimizers(trainee, config)
+    base_lrs = [config.muon_lr, config.adam_lr]
+    batches, validation = PackedBatches(processor), answers("selection", 50, processor)
+    first_step, seconds = _resume(out / "checkpoint.pt", trainee, optimizers)
+    for step in range(first_step, config.num_steps):
+        started = time.perf_counter()
+        source = SceneSource("train", config.seed * 1_000_000 + step, vary=True)
+        for optimizer, base_lr in zip(optimizers, base_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = base_lr * _lr_factor(step, config)
+        loss = _loss(trainee, batches, [source.draw() for _ in range(config.pictures_per_step)], step, config)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds += time.perf_counter() - started
+        if (step + 1) % config.checkpoint_every == 0:
+            metrics = exact_match(trainee.model, validation) if step >= config.sight_steps else {}
+            print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": round(seconds), **metrics}), flush=True)
+            _save_checkpoint(out / "checkpoint.pt", trainee, optimizers, step + 1, seconds)
+    _save_release(out, trainee.model, processor, config, seconds)
+
+
+def _resume(path: Path, trainee: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    # Only tensors and plain values are read back: weights_only refuses everything else.
+    state = torch.load(path, weights_only=True)  # noqa: TID251
+    trainee.load_state_dict(state["trainee"])
+    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(optimizer_state)
+    return state["step"], state["seconds"]
+
+
+def _save_checkpoint(
+    path: Path, trainee: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, seconds: float
+) -> None:
+    state = {
+        "trainee": trainee.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "seconds": seconds,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def _save_release(
+    out: Path, model: MolmoForCausalLM, processor: MolmoProcessor, config: TrainConfig, seconds: float
+) -> None:
+    write_checkpoint(model.half(), out)
+    entries = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    # The figures are those of the weights as shipped, rounded to half precision.
+    released = read_checkpoint(out, entries, dtype=torch.float32)
+    splits: dict[str, Split] = {"validation": "selection", "held_out": "test"}
+    metrics = {name: exact_match(released, answers(split, 1000, processor)) for name, split in splits.items()}
+    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record), flush=True)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train(TrainConfig(), args.out)
+
+
+if __name__ == "__main__":
+    main()
