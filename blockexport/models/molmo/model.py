@@ -171,7 +171,8 @@ class MolmoForCausalLM(PromptedGeneration, PreTrainedModel, GenerationMixin):
 
     def _embed_all(self, input_ids: torch.Tensor, pictures: Pictures) -> torch.Tensor:
         features = pictures.image_features
-        if pictures.images is not None:
+        # A batch of text only may come with no crop at all.
+        if pictures.images is not None and pictures.images.shape[1]:
             features = self.encode_images(pictures.images, pictures.image_masks)
         return self.embed(input_ids, features, pictures.image_input_idx)
 
