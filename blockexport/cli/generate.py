@@ -1,6 +1,7 @@
 """`blockexport generate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,11 @@ def generate(
     budget_ms: BudgetOption = None,
     ttft_ms: TtftOption = None,
     tpot_ms: TpotOption = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that the text is about; may be given several times.")
+    ] = None,
     level: Annotated[str | None, typer.Option(help="Run this level, whatever it takes.")] = None,
+    vision_level: Annotated[str | None, typer.Option(help="Read pictures at this level; else the deepest.")] = None,
     policy: Annotated[str, typer.Option(help="How the budget picks the level; see plan.")] = "deepest-fit",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -47,19 +52,22 @@ def generate(
     if runtime.spec.kind != "decoder":
         msg = f"{runtime.spec.name} is no decoder and continues no text; give a bundle of a language model"
         raise RequestError(msg)
-    tokens = runtime.tokenizer.encode(prompt).ids
-    _warm_up(runtime, level, policy, budget, len(tokens), max_new_tokens)
+    inputs = _inputs(runtime, prompt, image or ())
+    request = _request(inputs, max_new_tokens, vision_level)
+    _warm_up(runtime, level, policy, budget, request)
     on_token = None if as_json else _stream(runtime, current_output())
     found = runtime.generate(
-        tokens,
+        inputs.pop("input_ids"),
         max_new_tokens,
         budget=budget,
         level=level,
         policy=policy,
         on_token=on_token,
         sampling=Sampling(temperature, top_k, top_p, seed),
+        vision_level=vision_level,
+        **inputs,
     )
-    predicted_ms = _predicted_ms(runtime, found, len(tokens), max_new_tokens)
+    predicted_ms = _predicted_ms(runtime, found, request)
     value = {
         "text": runtime.tokenizer.decode(found.tokens),
         "tokens": found.tokens,
@@ -73,31 +81,43 @@ def generate(
     return Result(value, lambda output: _show(output, value))
 
 
+def _inputs(runtime: "Runtime", prompt: str, pictures: Sequence[Path]) -> dict[str, Any]:
+    """Tokens, and the arrays of pictures, as `Runtime.generate` takes them."""
+    from blockexport.runtime.processor import has_processor, load_processor
+
+    if pictures or has_processor(runtime.bundle):
+        return dict(load_processor(runtime.bundle)(prompt, pictures))
+    return {"input_ids": runtime.tokenizer.encode(prompt).ids}
+
+
+def _request(inputs: dict[str, Any], new_tokens: int, vision_level: str | None) -> dict[str, Any]:
+    """The size of a request as `Runtime.plan` takes it."""
+    return {
+        "prompt_tokens": len(inputs["input_ids"]),
+        "new_tokens": new_tokens,
+        "num_crops": len(inputs.get("images", ())),
+        "vision_level": vision_level,
+    }
+
+
 def _warm_up(
-    runtime: "Runtime",
-    level: str | None,
-    policy: str,
-    budget: LatencyBudget | None,
-    prompt_tokens: int,
-    new_tokens: int,
+    runtime: "Runtime", level: str | None, policy: str, budget: LatencyBudget | None, request: dict[str, Any]
 ) -> None:
     """Open what will run: a prediction is about an open engine, and is told beside the observation."""
     if level is None and budget is not None:
-        decision = runtime.plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, budget=budget, policy=policy)
+        decision = runtime.plan(**request, budget=budget, policy=policy)
         if not decision.feasible:
             return
         level = decision.level
     runtime.warm_up([runtime.level(level).name])
 
 
-def _predicted_ms(runtime: "Runtime", found: "Generation", prompt_tokens: int, new_tokens: int) -> float | None:
+def _predicted_ms(runtime: "Runtime", found: "Generation", request: dict[str, Any]) -> float | None:
     """What was promised; for a level that the caller named, what it was to be expected of; None without a profile."""
     if found.decision is not None:
         return found.decision.predicted_ms
     try:
-        return runtime.plan(
-            prompt_tokens=prompt_tokens, new_tokens=new_tokens, policy=f"fixed:{found.level}"
-        ).predicted_ms
+        return runtime.plan(**request, policy=f"fixed:{found.level}").predicted_ms
     except ProfileError:
         return None
 

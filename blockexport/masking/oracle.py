@@ -16,7 +16,6 @@ from blockexport.core.model import ModelSpec
 from blockexport.core.parity import ParityCase, rounding_allowance, tolerance_of
 from blockexport.masking.made_up import MadeUpPrompts, make_up_crops
 from blockexport.masking.masked import masked
-from blockexport.models.adapter import PictureAdapter
 from blockexport.models.loaded import LoadedModel
 
 NUM_STEPS = 8
@@ -214,9 +213,7 @@ def _uncached(model: LoadedModel, prompts: MadeUpPrompts, continuation: NDArray[
 
 def _picture_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
     """Pictures as the model's own forward takes them, in the precision of the model."""
-    if not prompts.pictures or not isinstance(model.adapter, PictureAdapter):
-        return {}
     dtype = next(model.module.parameters()).dtype
     tensors = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return model.adapter.picture_arguments(tensors)
+    return model.arguments(tensors)

@@ -33,7 +33,8 @@ def run_model(model: LoadedModel, inputs: Mapping[str, torch.Tensor], **options:
     device = next(model.module.parameters()).device
     if model.spec.kind == "decoder":
         options = {"use_cache": False} | options
-    return model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+    tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
+    return model.module(**model.arguments(tensors), **options)
 
 
 def main_output(model: LoadedModel, outputs: Any) -> torch.Tensor:

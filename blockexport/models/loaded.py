@@ -1,6 +1,7 @@
 """A model in memory, with what the stages need to know about it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
+from blockexport.core.pictures import PICTURE_INPUTS
 from blockexport.errors import MaskError, ModelSupportError, RequestError
 from blockexport.models.adapter import ModelAdapter, PictureAdapter, resolve_adapter
 from blockexport.models.skip import ACTIVE_MASK
@@ -45,6 +47,14 @@ class LoadedModel:
             msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
             raise RequestError(msg)
         return self.adapter.run(self.module, *args, **kwargs)
+
+    def arguments(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs as the module's own forward takes them: pictures of any model come as the same three arrays."""
+        pictures = {name: tensor for name, tensor in inputs.items() if name in PICTURE_INPUTS}
+        if not pictures or not isinstance(self.adapter, PictureAdapter):
+            return dict(inputs)
+        others = {name: tensor for name, tensor in inputs.items() if name not in pictures}
+        return others | self.adapter.picture_arguments(pictures)
 
     @property
     def vision_side(self) -> "LoadedModel | None":

@@ -258,7 +258,8 @@ class _Build:
     def _full_forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         with torch.no_grad():
             tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-            output: NDArray[np.float32] = getattr(self.model(**tensors), self.model.spec.output).numpy()
+            outputs = self.model(**self.model.arguments(tensors))
+            output: NDArray[np.float32] = getattr(outputs, self.model.spec.output).numpy()
         return output
 
     def _draft(self, levels: tuple[LevelEntry, ...], vision: VisionEntry | None, data: Dataset | None) -> ManifestDraft:

@@ -1,5 +1,6 @@
 """Decoders that read pictures, from a checkpoint to answers, held to the eager masked model of their own code."""
 
+import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,20 +73,17 @@ def attention_mask(prompts: MadeUpPrompts) -> NDArray[np.int64]:
 
 def eager_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
     pictures = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
-    adapter: Any = model.adapter
     return {
         "input_ids": torch.from_numpy(prompts.tokens),
         "attention_mask": torch.from_numpy(attention_mask(prompts)),
-        **adapter.picture_arguments(pictures),
+        **model.arguments(pictures),
     }
 
 
 def generate_eagerly(model: LoadedModel, prompts: MadeUpPrompts) -> list[list[int]]:
     module: Any = model.module
     arguments = eager_arguments(model, prompts)
-    output = module.generate(
-        **arguments, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    output = module.generate(**arguments, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
     rows: list[list[int]] = output[:, prompts.tokens.shape[1] :].tolist()
     return rows
 
@@ -130,7 +128,7 @@ def test_logits_of_a_padded_batch(served: Served) -> None:
     arguments = eager_arguments(served.model, prompts)
     with torch.no_grad():
         wanted = served.model(**arguments).logits.numpy()
-        exact_model = LoadedModel(bx.load_model(served.traces.parent / "model").module.double(), served.model.spec, served.model.adapter)
+        exact_model = LoadedModel(copy.deepcopy(served.model.module).double(), served.model.spec, served.model.adapter)
         in_double = {name: t.double() if t.is_floating_point() else t for name, t in arguments.items()}
         set_experts(exact_model.module)
         with _InDouble():
@@ -203,7 +201,10 @@ def test_requests_that_cannot_be_served(served: Served) -> None:
         runtime.generate(prompts.tokens, image_input_idx=prompts.pictures["image_input_idx"])
     with pytest.raises(RequestError, match="no level 'd99'"):
         runtime.generate(prompts.tokens, vision_level="d99", **prompts.pictures)
+
+
+def test_a_ladder_for_a_vision_side_that_there_is_not() -> None:
+    text = bx.load_model("demo:code-lm")
+    full = DepthLadder.from_masks([DepthMask.full(text.num_blocks)])
     with pytest.raises(ConfigError, match="reads one thing only"):
-        text = bx.load_model("demo:code-lm")
-        full = DepthLadder.from_masks([DepthMask.full(text.num_blocks)])
         bx.build(text, full, out="never", options=BuildOptions(vision_ladder=full))
