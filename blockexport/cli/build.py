@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _RECIPE_SUFFIX = ".toml"
 _ONLY_WITHOUT_RECIPE = (
-    "--ladder, --backend, --data, --scores, --study, --precision, --min-quality, --max-build-seconds, "
+    "--ladder, --vision-ladder, --backend, --data, --scores, --study, --precision, --min-quality, --max-build-seconds, "
     "--trust-remote-code"
 )
 
@@ -28,6 +28,9 @@ _ONLY_WITHOUT_RECIPE = (
 def build(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, demo:NAME, or a recipe.toml.")],
     ladder: Annotated[Path | None, typer.Option(help="File that `blockexport select` wrote.")] = None,
+    vision_ladder: Annotated[
+        Path | None, typer.Option(help="Levels of the vision side of a model that reads pictures, as a ladder file.")
+    ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="Who will run the engines: onnxruntime.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; a recipe names its own place.")] = None,
     data: Annotated[str | None, typer.Option(help="What quality is measured on; a demo model has its own.")] = None,
@@ -63,6 +66,7 @@ def build(
     if model.endswith(_RECIPE_SUFFIX):
         given = (
             ladder,
+            vision_ladder,
             backend,
             data,
             scores,
@@ -79,6 +83,7 @@ def build(
             "data": data,
             "gates": _gates(min_quality, max_build_seconds),
             "precision": parse_precisions(precision or ["fp32"]),
+            "vision_ladder": None if vision_ladder is None else DepthLadder.from_json(read_json(vision_ladder)),
             "cache_folder": cache_folder,
             "attachments": _attachments(loaded, scores, study),
         }

@@ -86,6 +86,7 @@ class Recipe(_Section):
         out: where the bundle goes.
         backends: who will run the engines.
         precision: what weights are stored in, such as `int4` or `int4g32`; or by level name, where others are fp32.
+        vision_ladder: ladder file for the vision side of a model that reads pictures; None for its full depth.
     """
 
     schema_version: Literal[1] = 1
@@ -93,6 +94,7 @@ class Recipe(_Section):
     out: Text
     backends: tuple[Text, ...] = ("onnxruntime",)
     precision: Text | dict[str, Text] = "fp32"
+    vision_ladder: Text | None = None
     score: ScoreSection = Field(default_factory=ScoreSection)
     select: SelectSection = Field(default_factory=SelectSection)
     quality: QualitySection = Field(default_factory=QualitySection)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from blockexport.bundle.layout import SCORES_FILE
 from blockexport.bundle.reader import Bundle, open_bundle
-from blockexport.core.jsonio import dump_json
+from blockexport.core.jsonio import dump_json, read_json
+from blockexport.core.masks import DepthLadder
 from blockexport.core.recipe import Recipe
 from blockexport.errors import BundleError, ConfigError
 from blockexport.pipeline.fingerprint import code_digest, data_digest, digest_value, model_digest, tool_versions
@@ -16,7 +17,6 @@ from blockexport.pipeline.summary import BuildReport
 
 if TYPE_CHECKING:
     from blockexport.core.data import Dataset
-    from blockexport.core.masks import DepthLadder
     from blockexport.core.scores import BlockScores
     from blockexport.models.loaded import LoadedModel
 
@@ -98,6 +98,7 @@ class _Run:
             "recipe": digest_value(self.stated()),
             "model": model_digest(self.locate(recipe.model)),
             "score_data": data_digest(self.locate_data(recipe.score.data)),
+            "vision_ladder": data_digest(self.locate_data(recipe.vision_ladder)),
             "quality_data": data_digest(self.locate_data(recipe.quality.data)),
             "tools": tool_versions(),
             "code": code_digest(),
@@ -107,6 +108,7 @@ class _Run:
         """The recipe as the manifest keeps it: where things lie on this machine is left out, their names are not."""
         value = self.recipe.model_dump(mode="json", exclude={"out"})
         value["model"] = _name(self.recipe.model)
+        value["vision_ladder"] = _name(self.recipe.vision_ladder)
         for section in ("score", "quality"):
             value[section]["data"] = _name(value[section]["data"])
         return value
@@ -133,6 +135,7 @@ class _Run:
             data=self.locate_data(self.recipe.quality.data),
             gates=self.gates,
             precision=read_precisions(self.recipe.precision),
+            vision_ladder=self.vision_ladder(),
             cache_folder=self.options.cache_folder,
             recipe={"stated": self.stated(), "inputs": inputs},
             attachments={SCORES_FILE: (dump_json(scores.to_json()) + "\n").encode()},
@@ -146,6 +149,10 @@ class _Run:
             keeper=self.keeper,
             on_stage=lambda what, share: self.options.on_stage(what, _SELECTING_SHARE + (1 - _SELECTING_SHARE) * share),
         )
+
+    def vision_ladder(self) -> DepthLadder | None:
+        path = self.locate_data(self.recipe.vision_ladder)
+        return None if path is None else DepthLadder.from_json(read_json(Path(path)))
 
     def score(self, model: "LoadedModel") -> "tuple[BlockScores, Dataset]":
         from blockexport.datasets import load_dataset  # noqa: PLC0415
