@@ -26,14 +26,14 @@ def _show(output: Output, manifest: Manifest) -> None:
         output.line(f"note: {note}")
     rows = [
         (
-            level.name,
+            name,
             level.depth,
             level.skipped,
             level.precision,
             [f"{engine.backend}/{engine.target}" for engine in level.engines],
             quality_text(level.quality),
         )
-        for level in manifest.levels
+        for name, level in manifest.all_levels.items()
     ]
     output.table("Levels", ("level", "blocks", "skipped", "weights", "engines", "quality"), rows)
     files = [(entry.path, entry.size_bytes, entry.sha256[:16]) for entry in manifest.files]

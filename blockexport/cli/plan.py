@@ -21,6 +21,8 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt; 0 for pictures.")] = 0,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 0,
     batch: Annotated[int, typer.Option(help="Requests served together.")] = 1,
+    crops: Annotated[int, typer.Option(help="Crops of all pictures that a prompt is about.")] = 0,
+    vision_level: Annotated[str | None, typer.Option(help="Level that reads them; else the deepest.")] = None,
     policy: Annotated[
         str, typer.Option(help="deepest-fit, seed-adaptive, seed-per-request:COMPLEXITY or fixed:LEVEL.")
     ] = "deepest-fit",
@@ -41,6 +43,8 @@ def plan(
         batch=batch,
         policy=policy,
         min_quality=min_quality,
+        num_crops=crops,
+        vision_level=vision_level,
     )
     code = 0 if decision.feasible else GATE_FAILED
     return Result(decision.to_json(), lambda output: _show(output, decision), code)
@@ -50,6 +54,8 @@ def _show(output: Output, decision: "RoutingDecision") -> None:
     output.line(f"{decision.level} ({decision.depth} blocks): {decision.reason}")
     if not decision.feasible:
         output.line("infeasible: no level keeps this budget")
+    if decision.vision_ms:
+        output.line(f"{decision.vision_ms:.1f} ms of it, at every level, read the pictures")
     chosen = (decision.level, decision.depth, decision.predicted_ms, decision.bound_ms, decision.feasible)
     others = [(a.level, a.depth, a.predicted_ms, a.bound_ms, a.feasible) for a in decision.alternatives]
     rows = sorted([chosen, *others], key=lambda row: -row[1])

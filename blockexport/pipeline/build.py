@@ -43,7 +43,9 @@ from blockexport.runtime.engines import BACKEND
 
 BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# How pictures are cut; what the one leaves out the other says.
+_PICTURE_FILES = ("preprocessor_config.json", "config.json")
 
 Records = dict[str, tuple[ParityRecord, ...]]
 Stage = Callable[[str, float], None]
@@ -198,7 +200,7 @@ class _Build:
 
     def _add_tokenizer(self, writer: BundleWriter) -> None:
         if self.model.tokenizer_dir is not None:
-            for name in _TOKENIZER_FILES:
+            for name in (*_TOKENIZER_FILES, *(_PICTURE_FILES if self.model.spec.vision else ())):
                 source = self.model.tokenizer_dir / name
                 if source.is_file():
                     writer.add_bytes(f"{TOKENIZER_FOLDER}/{name}", source.read_bytes())

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,26 +10,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
 
 import blockexport as bx
 from blockexport.backends.onnxruntime.external_data import read_external
+from blockexport.cli.app import app
 from blockexport.core.masks import DepthLadder, DepthMask
 from blockexport.core.parity import tolerance_of
 from blockexport.errors import ConfigError, RequestError
 from blockexport.masking.made_up import MadeUpPrompts
 from blockexport.masking.masked import masked
 from blockexport.masking.oracle import _InDouble
+from blockexport.models.demos.digits_molmo.tokenizer import train_tokenizer
 from blockexport.models.loaded import LoadedModel
 from blockexport.pipeline.build import BuildOptions
 from blockexport.runtime import Runtime
+from blockexport.runtime.processor import load_processor
 from blockexport.runtime.verify import verify_bundle
 from blockexport.testing.tiny_molmo import MolmoSizes, write_tiny_molmo
 from blockexport.testing.tiny_vlms import tiny_llava
 
 NEW_TOKENS = 5
 LENGTHS = (7, 5, 9)
-SIZES = MolmoSizes(num_blocks=3, vision_blocks=4, feature_layers=(-2, -3), num_experts=3)
+TOKENIZER = train_tokenizer()
+SIZES = MolmoSizes(
+    num_blocks=3,
+    num_experts=3,
+    crop_pixels=24,
+    vision_blocks=4,
+    feature_layers=(-2, -3),
+    vocab_size=TOKENIZER.token_to_id("<im_start>"),
+)
+PREPROCESSING = {
+    "base_image_input_size": [24, 24],
+    "image_patch_size": 4,
+    "overlap_margins": [2, 2],
+    "max_crops": 4,
+    "image_token_length_h": 3,
+    "image_token_length_w": 3,
+}
 CHECKPOINTS = ("llava", "pre-norm", "mixture")
 
 pytestmark = pytest.mark.slow
@@ -50,6 +73,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         tiny_llava(num_blocks=3, vision_blocks=4).save_pretrained(folder / "model")
     else:
         write_tiny_molmo(folder / "model", request.param, SIZES)
+        TOKENIZER.save(str(folder / "model" / "tokenizer.json"))
+        (folder / "model" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     model = bx.load_model(folder / "model")
     assert model.vision_side is not None
     ladder, vision_ladder = (two_levels(part.num_blocks) for part in (model, model.vision_side))
@@ -201,6 +226,34 @@ def test_requests_that_cannot_be_served(served: Served) -> None:
         runtime.generate(prompts.tokens, image_input_idx=prompts.pictures["image_input_idx"])
     with pytest.raises(RequestError, match="no level 'd99'"):
         runtime.generate(prompts.tokens, vision_level="d99", **prompts.pictures)
+
+
+@pytest.mark.parametrize("served", ["pre-norm"], indirect=True)
+def test_a_question_about_a_picture_on_the_command_line(served: Served, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    folder, question = str(served.runtime.bundle.folder), "Which digit?"
+    command = ["generate", folder, "--prompt", question, "--max-new-tokens", "4", "--json"]
+
+    def ask(*more: str) -> Result:
+        return CliRunner().invoke(app, [*command, *more])
+
+    found = ask("--image", str(tmp_path / "picture.png"), "--vision-level", served.vision_ladder.levels[1].name)
+    assert found.exit_code == 0, found.output
+    inputs = dict(load_processor(served.runtime.bundle)(question, [pixels]))
+    side = served.model.vision_side
+    assert side is not None
+    batch = {name: torch.from_numpy(array[None]) for name, array in inputs.items()}
+    module: Any = served.model.module
+    with masked(side, served.vision_ladder.levels[1].mask):
+        wanted = module.generate(**batch, max_new_tokens=4, do_sample=False)[0, len(inputs["input_ids"]) :]
+    tokens = json.loads(found.stdout)["tokens"]
+    assert tokens == wanted.tolist()[: len(tokens)]
+    assert len(tokens) == 4 or wanted[len(tokens)] in served.model.spec.stop_tokens
+    assert json.loads(ask().stdout)["tokens"] != tokens
+    missing = ask("--image", str(tmp_path / "none.png"))
+    assert missing.exit_code == 1
+    assert "none.png" in missing.output
 
 
 def test_a_ladder_for_a_vision_side_that_there_is_not() -> None:
