@@ -36,6 +36,11 @@ def profile(
         "levels": found.level_summary(),
         "fit": found.fit.model_dump(mode="json"),
     }
+    if found.vision is not None:
+        value["vision"] = {
+            "levels": found.vision.level_summary(),
+            "fit": found.vision.fit.model_dump(mode="json"),
+        }
     return Result(value, lambda output: _show(output, found))
 
 
@@ -44,3 +49,6 @@ def _show(output: Output, found: LatencyProfile) -> None:
     rows = [[row[key] for key in keys] for row in found.level_summary()]
     output.line(f"{found.host.cpu}, {found.host.num_cpus} CPUs, {found.threads} threads")
     output.table("Latency", ("level", "blocks", *keys[2:]), rows)
+    if found.vision is not None:
+        sides = [[row[key] for key in keys[:7]] for row in found.vision.level_summary()]
+        output.table("Reading one crop of a picture, at every level", ("level", "blocks", *keys[2:7]), sides)

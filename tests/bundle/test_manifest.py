@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from blockexport.bundle.layout import VISION_PREFIX, engine_file
 from blockexport.bundle.manifest import (
     SEAL_FIELD,
     EngineEntry,
@@ -15,11 +16,12 @@ from blockexport.bundle.manifest import (
     Manifest,
     ManifestDraft,
     ParityRecord,
+    VisionEntry,
     WeightsEntry,
 )
 from blockexport.bundle.sealed import seal
 from blockexport.core.masks import DepthLadder
-from blockexport.core.model import ModelSpec
+from blockexport.core.model import ModelSpec, VisionSpec
 from blockexport.core.quality import Quality
 from blockexport.core.signature import Signature
 from blockexport.errors import BundleError, ConfigError, IntegrityError, SchemaVersionError
@@ -266,10 +268,61 @@ def test_fields_in_another_order_are_refused(make_draft: Any) -> None:
         Manifest.from_bytes(seal(dict(reversed(value.items())), SEAL_FIELD))
 
 
-@pytest.mark.parametrize("version", [0, 2, 999])
+def with_vision(make_draft: Any, **overrides: Any) -> ManifestDraft:
+    side = VisionSpec(num_blocks=3, block_path="tower.blocks", image_shape=(3, 8, 8), num_pooled=4, hidden_size=6)
+    draft = make_draft()
+    levels = tuple(
+        level.model_copy(
+            update={
+                "engines": tuple(
+                    engine.model_copy(update={"path": engine_file(f"{VISION_PREFIX}{level.name}", engine.target)})
+                    for engine in level.engines
+                )
+            }
+        )
+        for level in draft.levels
+    )
+    fields = {
+        "schema_version": 2,
+        "model": draft.model.model_copy(update={"vision": side}),
+        "vision": VisionEntry(num_blocks=3, levels=levels),
+    }
+    made: ManifestDraft = make_draft(**(fields | overrides))
+    return made
+
+
+def test_a_vision_side_has_levels_of_its_own_and_another_version(make_draft: Any) -> None:
+    draft = with_vision(make_draft)
+    paths = ["weights.safetensors", *(engine.path for v in draft.all_levels.values() for engine in v.engines)]
+    assert len(set(paths)) == 5
+    manifest = complete(draft, files=tuple(FileEntry(path=path, size_bytes=7, sha256=SHA) for path in paths))
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    assert list(manifest.all_levels) == ["d3", "d2", "vision:d3", "vision:d2"]
+    assert manifest.level("vision:d2").kept == (0, 2)
+    with pytest.raises(ValidationError, match="is not among the files"):
+        complete(draft)
+    assert b"vision" not in complete(make_draft()).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"schema_version": 1},
+        {"vision": None},
+        {"vision": None, "schema_version": 1},
+    ],
+)
+def test_a_vision_side_is_said_everywhere_or_nowhere(make_draft: Any, overrides: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        with_vision(make_draft, **overrides)
+    with pytest.raises(ValidationError, match="must be listed"):
+        with_vision(make_draft, model=make_draft().model)
+
+
+@pytest.mark.parametrize("version", [0, 3, 999])
 def test_another_schema_version_says_what_is_readable(make_draft: Any, version: int) -> None:
     raw = _resealed(complete(make_draft()), schema_version=version)
-    with pytest.raises(SchemaVersionError, match=f"is {version}, but this blockexport reads 1; rebuild"):
+    with pytest.raises(SchemaVersionError, match=f"is {version}, but this blockexport reads 1, 2; rebuild"):
         Manifest.from_bytes(raw)
     with pytest.raises(ValidationError):
         make_draft(schema_version=version)

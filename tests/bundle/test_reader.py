@@ -213,10 +213,10 @@ def test_a_path_out_of_the_bundle_is_refused_though_the_file_is_there(bundle_fol
 
 
 def test_a_newer_schema_is_its_own_error(bundle_folder: Path) -> None:
-    value = json.loads((bundle_folder / MANIFEST_FILE).read_bytes()) | {"schema_version": 2, "new": []}
+    value = json.loads((bundle_folder / MANIFEST_FILE).read_bytes()) | {"schema_version": 3, "new": []}
     (bundle_folder / MANIFEST_FILE).write_text(json.dumps(value))
     assert failed(bundle_folder) == {"schema"}
-    with pytest.raises(SchemaVersionError, match="reads 1; rebuild"):
+    with pytest.raises(SchemaVersionError, match="reads 1, 2; rebuild"):
         open_bundle(bundle_folder)
 
 

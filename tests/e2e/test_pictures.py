@@ -3,7 +3,8 @@
 import copy
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from typer.testing import CliRunner
 
 import blockexport as bx
 from blockexport.backends.onnxruntime.external_data import read_external
+from blockexport.bundle.layout import PARITY_FILE, VISION_PREFIX
 from blockexport.cli.app import app
+from blockexport.core.engine import StepInputs
 from blockexport.core.masks import DepthLadder, DepthMask
 from blockexport.core.parity import tolerance_of
+from blockexport.core.pictures import ImageTokens
 from blockexport.errors import ConfigError, RequestError
+from blockexport.export.audit import audit
+from blockexport.export.parity import check_decoder, check_single_pass
 from blockexport.masking.made_up import MadeUpPrompts
 from blockexport.masking.masked import masked
 from blockexport.masking.oracle import _InDouble
@@ -29,6 +35,7 @@ from blockexport.models.loaded import LoadedModel
 from blockexport.pipeline.build import BuildOptions
 from blockexport.runtime import Runtime
 from blockexport.runtime.processor import load_processor
+from blockexport.runtime.proof import recorded_cases
 from blockexport.runtime.verify import verify_bundle
 from blockexport.testing.tiny_molmo import MolmoSizes, write_tiny_molmo
 from blockexport.testing.tiny_vlms import tiny_llava
@@ -122,6 +129,69 @@ def test_all_that_was_proved_is_proved_again_without_the_checkpoint(served: Serv
         assert f"audit:{level.name}" in ids
     for level in served.vision_ladder.levels:
         assert {f"parity:vision:{level.name}:forward", f"audit:vision:{level.name}"} <= ids
+
+
+class Misplacing:
+    """A decoder that does something to image tokens before they enter."""
+
+    def __init__(self, runner: Any, change: Callable[[ImageTokens], ImageTokens]) -> None:
+        self._runner, self._change = runner, change
+
+    def bind(self, rows: Any) -> Any:
+        bound, change = self._runner.bind(rows), self._change
+
+        class Bound:
+            def step(self, inputs: StepInputs) -> NDArray[np.float32]:
+                given = inputs.image_tokens
+                return bound.step(inputs if given is None else replace(inputs, image_tokens=change(given)))
+
+        return Bound()
+
+
+WRONG: dict[str, Callable[[ImageTokens], ImageTokens]] = {
+    "none": lambda tokens: ImageTokens.none(tokens.features.shape[1]),
+    "one column late": lambda tokens: ImageTokens(tokens.features, tokens.positions + [0, 1]),
+    "in another order": lambda tokens: ImageTokens(tokens.features[::-1].copy(), tokens.positions),
+    "a percent off": lambda tokens: ImageTokens(tokens.features * np.float32(1.01), tokens.positions),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any) -> None:
+    engines, level = served.runtime.engines, served.ladder.levels[0].name
+    assert engines.vision is not None
+    side = engines.vision.single_pass(engines.vision.names[0])
+    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
+    records = check_decoder(Misplacing(engines.decoder(level), change), engines.layout(level), cases, side)
+    passed = {record.check: record.passed for record in records}
+    assert len(passed) == 8
+    assert all(ok == (not check.startswith("pictures-")) for check, ok in passed.items())
+
+
+def test_the_gates_stop_a_vision_side_of_another_depth(served: Served) -> None:
+    engines, (deep, shallow) = served.runtime.engines.vision, served.vision_ladder.levels
+    assert engines is not None
+    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[f"{VISION_PREFIX}{deep.name}"]
+    assert [record.passed for record in check_single_pass(engines.single_pass(deep.name), cases)] == [True]
+    assert [record.passed for record in check_single_pass(engines.single_pass(shallow.name), cases)] == [False]
+    path = served.runtime.bundle.engine_path(f"{VISION_PREFIX}{deep.name}", "onnxruntime", "ort")
+    block_path = engines.spec.block_path
+    assert audit(path, deep.mask, block_path) == []
+    found = audit(path, shallow.mask, block_path)
+    assert any("initializer" in finding for finding in found)
+    assert f"{deep.depth} attention nodes for {shallow.depth} kept blocks" in found
+
+
+def test_a_prompt_of_one_token_may_be_joined_too(served: Served) -> None:
+    prompts = prompts_of(served.model, LENGTHS[:1])
+    token = prompts.tokens[:, 1:2]
+    places = np.full_like(prompts.pictures["image_input_idx"], -1)
+    places[0, 0, 0] = 0
+    pictures = prompts.pictures | {"image_input_idx": places}
+    logits = served.runtime.forward({"input_ids": token, **pictures})[0, -1]
+    assert served.runtime.generate(token, 1, stop_tokens=(), **pictures).tokens == [[logits.argmax()]]
+    with served.runtime.start(token, **pictures) as session:
+        assert session.run()[0] == pytest.approx(logits, abs=1e-6)
 
 
 def test_every_pair_of_levels_answers_as_the_eager_model_does(served: Served) -> None:
