@@ -17,8 +17,9 @@ Array = NDArray[np.float64]
 
 
 def _softmax(scores: Array) -> Array:
-    raised = np.exp(scores - scores.max())
-    return raised / raised.sum()
+    raised: Array = np.exp(scores - scores.max())
+    shares: Array = raised / raised.sum()
+    return shares
 
 
 def _sigmoid(x: Array) -> Array:
@@ -37,11 +38,13 @@ class NaiveMolmo:
         weights: published name to tensor.
         entries: of `config.json`.
         kept: text blocks that run, in order.
+        skipped_vision: blocks of the vision tower that do not run.
     """
 
     weights: dict[str, Array]
     entries: dict[str, Any]
     kept: tuple[int, ...]
+    skipped_vision: tuple[int, ...] = ()
 
     def _get(self, *names: str) -> Any:
         return next(self.entries[name] for name in names if self.entries.get(name) is not None)
@@ -49,11 +52,9 @@ class NaiveMolmo:
     # ------------------------------------------------------------ vision
 
     def _layer_norm(self, name: str, x: Array) -> Array:
-        centred = x - x.mean()
-        return (
-            centred / np.sqrt((centred**2).mean() + 1e-5) * self.weights[f"{name}.weight"]
-            + self.weights[f"{name}.bias"]
-        )
+        centred: Array = x - x.mean()
+        scaled: Array = centred / np.sqrt((centred**2).mean() + 1e-5) * self.weights[f"{name}.weight"]
+        return scaled + self.weights[f"{name}.bias"]
 
     def _linear(self, name: str, x: Array) -> Array:
         return self.weights[f"{name}.weight"] @ x + self.weights.get(f"{name}.bias", 0.0)
@@ -69,7 +70,7 @@ class NaiveMolmo:
             mixed.append(sum(w * value[head] for w, value in zip(weights, v, strict=True)))
         return self._linear(f"{name}.wo", np.concatenate(mixed))
 
-    def tower(self, crop: Array, skipped: tuple[int, ...] = ()) -> list[Array]:
+    def tower(self, crop: Array) -> list[Array]:
         """Features of each patch of one crop (patches, patch_values)."""
         vit = "model.vision_backbone.image_vit"
         tokens = [self.weights[f"{vit}.class_embedding"]]
@@ -79,7 +80,7 @@ class NaiveMolmo:
         history = []
         for block in range(self.entries["vision_backbone"]["image_num_layers"]):
             name = f"{vit}.transformer.resblocks.{block}"
-            if block not in skipped:
+            if block not in self.skipped_vision:
                 normed = [self._layer_norm(f"{name}.attention_norm", x) for x in tokens]
                 tokens = [x + self._attend(f"{name}.attention", n, normed) for x, n in zip(tokens, normed, strict=True)]
                 for i, x in enumerate(tokens):
@@ -111,7 +112,7 @@ class NaiveMolmo:
             for column in range(0, columns, 2):
                 places = [(row + dh, column + dw) for dh in (0, 1) for dw in (0, 1)]
                 window = [features[r * columns + c] if r < rows and c < columns else nothing for r, c in places]
-                pooled = self._attend(f"{backbone}.image_pooling_2d", sum(window) / 4, window)
+                pooled = self._attend(f"{backbone}.image_pooling_2d", np.mean(window, axis=0), window)
                 gate = _silu(self.weights[f"{backbone}.image_projector.w1.weight"] @ pooled)
                 up = self.weights[f"{backbone}.image_projector.w3.weight"] @ pooled
                 tokens.append(self.weights[f"{backbone}.image_projector.w2.weight"] @ (gate * up))
@@ -120,7 +121,8 @@ class NaiveMolmo:
     # ------------------------------------------------------------ text
 
     def _rms(self, name: str, x: Array) -> Array:
-        return x / np.sqrt((x**2).mean() + self.entries["layer_norm_eps"]) * self.weights[name]
+        normed: Array = x / np.sqrt((x**2).mean() + self.entries["layer_norm_eps"]) * self.weights[name]
+        return normed
 
     def _rotate(self, head: Array, position: int) -> Array:
         half = len(head) // 2

@@ -71,7 +71,7 @@ def _end_of_text(folder: Path) -> int | None:
         return None
     token = read_json(settings).get("eos_token")
     token = token.get("content") if isinstance(token, Mapping) else token
-    ids: dict[str, int] = {added["content"]: added["id"] for added in read_json(vocabulary).get("added_tokens", ())}
+    ids: dict[Any, int] = {added["content"]: added["id"] for added in read_json(vocabulary).get("added_tokens", ())}
     return ids.get(token)
 
 

@@ -102,12 +102,11 @@ def _text_config(entries: Entries) -> PreTrainedConfig:
         raise ModelSupportError(msg)
     experts: dict[str, Any] = {}
     if is_mixture:
-        num_experts = size(entries, "moe_num_experts")
-        experts = {
-            "num_experts": num_experts,
-            "num_experts_per_tok": min(size(entries, "moe_top_k"), num_experts),
-            "norm_topk_prob": False,
-        }
+        num_experts, num_active = size(entries, "moe_num_experts"), size(entries, "moe_top_k")
+        if num_active > num_experts:
+            msg = f"config.json has moe_top_k {num_active} of {num_experts} experts; a token cannot go through more"
+            raise ModelSupportError(msg)
+        experts = {"num_experts": num_experts, "num_experts_per_tok": num_active, "norm_topk_prob": False}
     return stack(**_sizes(entries), **experts)
 
 

@@ -141,12 +141,14 @@ class Pictures:
         vision = config.vision
         assert vision is not None
         assert self.image_input_idx is not None
-        num_crops = self.image_input_idx.shape[1] if self.image_input_idx.ndim > 1 else 0
+        pictures = self.images if self.image_features is None else self.image_features
+        counted = self.image_input_idx if self.image_input_idx.ndim == 3 else pictures
+        num_crops = counted.shape[1] if counted is not None and counted.ndim > 1 else 0
         wanted = {
+            "image_input_idx": (batch, num_crops, vision.num_pooled),
             "images": (batch, num_crops, vision.num_patches, vision.patch_values),
             "image_masks": (batch, num_crops, vision.num_patches),
             "image_features": (batch, num_crops, vision.num_pooled, config.text_config.hidden_size),
-            "image_input_idx": (batch, num_crops, vision.num_pooled),
         }
         for name, shape in wanted.items():
             tensor = getattr(self, name)

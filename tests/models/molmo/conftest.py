@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from blockexport.masking.oracle import _InDouble
 from blockexport.models.loaded import LoadedModel
 from blockexport.models.loading import load_model
-from blockexport.testing.tiny_molmo import MolmoSizes, MolmoVariant, tiny_pictures, write_tiny_molmo
+from blockexport.testing.tiny_molmo import MolmoVariant, tiny_picture_batch, write_tiny_molmo
 
 torch.set_num_threads(1)
 
@@ -75,6 +75,7 @@ def removed(
 def exactly() -> Callable[[LoadedModel], Callable[..., Any]]:
     """`exactly(model)` calls a copy of the model in float64, with every cast to float32 widened as well."""
 
+    @cache
     def widen(model: LoadedModel) -> Callable[..., Any]:
         module: Any = copy.deepcopy(model.module).double()
         if module.config.num_experts:
@@ -85,8 +86,9 @@ def exactly() -> Callable[[LoadedModel], Callable[..., Any]]:
         # transformers rounds these to float32 when the model is built.
         rotary.inv_freq = text.rope_parameters["rope_theta"] ** (-torch.arange(half, dtype=torch.float64) / half)
 
-        def call(method: str = "__call__", **inputs: torch.Tensor) -> Any:
-            wide = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+        def call(method: str = "__call__", **inputs: Any) -> Any:
+            tensors = {name: t for name, t in inputs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+            wide = inputs | {name: tensor.double() for name, tensor in tensors.items()}
             with torch.no_grad(), _InDouble():
                 return getattr(module, method)(**wide)
 
@@ -95,27 +97,7 @@ def exactly() -> Callable[[LoadedModel], Callable[..., Any]]:
     return widen
 
 
-def picture_batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Three rows: a picture of three crops, text only, and a picture of one crop; every kind of -1 and -100."""
-    sizes = MolmoSizes()
-    source = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, sizes.vocab_size + sizes.num_extra_tokens, (3, 24), generator=source)
-    indices = torch.full((3, 3, 4), -1)
-    indices[0] = torch.tensor([[3, 1, 2, 5], [-100, 7, 8, -100], [9, 10, -100, 23]])
-    indices[2, 0] = torch.tensor([-100, 4, 3, 6])
-    tokens[1, 17:] = -1
-    tokens[2, :2] = -1
-    tokens[2, [9, 23]] = -1
-    images = torch.full((3, 3, 16, 48), -1.0)
-    masks = torch.full((3, 3, 16), -1.0)
-    for row, num_crops in ((0, 3), (2, 1)):
-        pictures = tiny_pictures(sizes, 3, seed + row)
-        images[row, :num_crops] = pictures["images"][0, :num_crops]
-        masks[row, :num_crops] = pictures["image_masks"][0, -num_crops:]
-    return {"input_ids": tokens, "images": images, "image_masks": masks, "image_input_idx": indices}
-
-
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Three rows: a picture of three crops, text only, and a picture of one crop; every kind of -1 and -100."""
-    return picture_batch()
+    """Three rows: a picture of three crops, text only, and a picture of one crop; see `tiny_picture_batch`."""
+    return tiny_picture_batch()

@@ -185,6 +185,7 @@ def test_where_a_file_lies_does_not_matter() -> None:
         ({"weight_tying": True}, "weight_tying to True"),
         ({"qkv_bias": True, "norm_after": True}, "never published"),
         ({"attention_layer_norm": True}, "never published"),
+        ({"moe_num_experts": 4, "moe_top_k": 5, "qkv_bias": False, "attention_layer_norm": True}, "5 of 4 experts"),
         ({"vision_backbone": 3}, "int for vision_backbone"),
         ({"vision_backbone": {"image_mlp_activations": "gelu"}}, "image_mlp_activations to 'gelu'"),
         ({"vision_backbone": {"image_num_pos": 576}}, "image_num_pos to 576"),

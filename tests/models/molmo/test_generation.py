@@ -57,6 +57,19 @@ def test_masks_and_caches_change_nothing(variant: MolmoVariant, models: Models, 
     assert torch.equal(positional[:, -NEW:], expected)
 
 
+@each_variant
+def test_a_static_cache(variant: MolmoVariant, models: Models, batch: dict[str, Any]) -> None:
+    module: Any = models(variant).module
+    assert torch.equal(greedy(module, **batch, cache_implementation="static"), greedy(module, **batch))
+
+
+def test_padding_on_the_right_is_no_mistake(
+    models: Models, batch: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    greedy(models("pre-norm").module, **batch, pad_token_id=0)
+    assert "padding" not in caplog.text
+
+
 def test_ready_features(models: Models, batch: dict[str, Any]) -> None:
     module: Any = models("pre-norm").module
     expected = greedy(module, **batch)
