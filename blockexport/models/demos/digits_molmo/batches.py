@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from blockexport.core.data import IGNORED_LABEL, pad_stack, stack_pictures
 from blockexport.models.demos.digits_molmo.data import TASKS, Scene
+from blockexport.processing.crops import cut_picture
+from blockexport.processing.layout import token_indices
 from blockexport.processing.processor import MolmoProcessor
 from blockexport.processing.samples import answer_tokens
 
@@ -41,6 +43,17 @@ class PackedBatches:
         arrays["attention_bias"] = np.tril(seen)[:, None]
         labels = pad_stack([row["labels"] for row in rows], IGNORED_LABEL)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, torch.from_numpy(labels)
+
+    def crops(self, scenes: Sequence[Scene]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Pictures of the size of a crop as one crop each: inputs of the vision side, and the digits (batch,)."""
+        geometry = self._processor.geometry
+        cut = [cut_picture(scene.picture, geometry) for scene in scenes]
+        # The whole view is all there is to see.
+        images, masks = (np.stack([parts[i][:1] for parts in cut]) for i in (0, 1))
+        places = token_indices((1, 1), geometry)[None, :1].repeat(len(scenes), axis=0)
+        arrays = {"images": images, "image_masks": masks, "image_input_idx": places}
+        digits = torch.tensor([scene.digits[0] for scene in scenes])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, digits
 
     def _pack_scene(self, scene: Scene) -> dict[str, NDArray[np.generic]]:
         row = self._processor(TASKS["count"].question, [scene.picture])

@@ -25,9 +25,10 @@ from blockexport.models.demos.digits_vit.data import Split, read_split
 _DIGIT_SIDE = 8
 _HEIGHTS = (24, 32)
 _WIDTHS = (24, 32, 40, 48)
-_MIN_CELL = 12
-# The smallest and largest side at which a digit is drawn, in pixels.
-_SCALES = (10.0, 16.0)
+# Sides at which a digit is drawn, in pixels. Its corners lie on a grid, that of the patches of the demo model: a small
+# tower takes several times as long to learn digits that lie anywhere.
+_SIDES = (12, 16)
+_GRID = 4
 # How often a picture shows one, two, three or four digits.
 _COUNTS = (0.4, 0.4, 0.1, 0.1)
 # What training pictures are varied by: a turn in radians, a shear, and a factor on the strength of the ink.
@@ -81,27 +82,32 @@ class SceneSource:
         self._random = np.random.default_rng([seed, *split.encode()])
         self._vary = vary
 
-    def draw(self, counts: Sequence[int] = (1, 2, 3, 4)) -> Scene:
-        """The next picture, with one of the given numbers of digits."""
+    def draw(self, counts: Sequence[int] = (1, 2, 3, 4), size: tuple[int, int] | None = None) -> Scene:
+        """The next picture, with one of the given numbers of digits, of any size or of the given (height, width)."""
         shares = np.array([_COUNTS[count - 1] for count in counts])
         count = int(self._random.choice(counts, p=shares / shares.sum()))
         chosen = self._random.integers(len(self._labels), size=count)
-        width = int(self._random.choice([w for w in _WIDTHS if w >= count * _MIN_CELL]))
-        # A high and wide picture would have more crops than the geometry of the demo has.
-        height = int(self._random.choice(_HEIGHTS)) if width <= _HEIGHTS[-1] else _HEIGHTS[0]
+        height, width = self._draw_size(count) if size is None else size
         canvas = np.zeros((height, width), np.uint8)
         for place, index in enumerate(chosen):
             drawn = self._draw_digit(self._digits[index], (height, width), place, count)
             canvas = np.maximum(canvas, drawn)
         return Scene(np.repeat(canvas[:, :, None], 3, axis=2), tuple(self._labels[chosen].tolist()))
 
+    def _draw_size(self, count: int) -> tuple[int, int]:
+        width = int(self._random.choice([w for w in _WIDTHS if w >= count * min(_SIDES)]))
+        # A high and wide picture would have more crops than the geometry of the demo has.
+        height = int(self._random.choice(_HEIGHTS)) if width <= max(_HEIGHTS) else min(_HEIGHTS)
+        return height, width
+
     def _draw_digit(self, digit: NDArray[np.uint8], size: tuple[int, int], place: int, count: int) -> NDArray[np.uint8]:
         """One digit on an empty canvas of (height, width), anywhere in its cell of the row."""
         height, width = size
         cell = width / count
-        side = self._random.uniform(_SCALES[0], min(_SCALES[1], cell + 2))
-        play = np.array([max(cell - side, 0.0), height - side]) / 2
-        centre = np.array([(place + 0.5) * cell, height / 2]) + self._random.uniform(-play, play)
+        side = int(self._random.choice([side for side in _SIDES if side <= cell]))
+        play = np.array([cell - side, height - side])
+        corner = np.array([place * cell, 0.0]) + self._random.uniform(0, play)
+        centre = np.floor(corner / _GRID + 0.5) * _GRID + side / 2
         turn, shear, ink = 0.0, 0.0, 1.0
         if self._vary:
             turn = self._random.uniform(-_MAX_TURN, _MAX_TURN)

@@ -51,9 +51,7 @@ def sight_loss(
         shares: of each digit among those in the picture, (batch, 10).
 
     Returns:
-        Cross entropy for the whole and for the enlarged view, the highest scores of a view's tokens counting most.
+        Cross entropy, to which the tokens with the highest scores count most.
     """
     scores = digit_head(features).float().masked_fill((image_input_idx < 0)[..., None], -torch.inf)
-    views = (scores[:, :1], scores[:, 1:])
-    losses = [nn.functional.cross_entropy(view.flatten(1, 2).logsumexp(1), shares) for view in views]
-    return torch.stack(losses).mean()
+    return nn.functional.cross_entropy(scores.flatten(1, 2).logsumexp(1), shares)

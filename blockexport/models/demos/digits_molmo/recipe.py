@@ -12,7 +12,7 @@ GEOMETRY = PictureGeometry(crop_size=24, patch_size=4, margins=(2, 2), max_crops
 
 
 def model_entries(vocab_size: int) -> dict[str, Any]:
-    """`config.json` of a dense Molmo with 16 narrow blocks and a vision tower of six."""
+    """`config.json` of a dense Molmo with 16 narrow blocks and a vision tower of four."""
     side, patch = GEOMETRY.crop_size, GEOMETRY.patch_size
     return {
         "model_type": "molmo",
@@ -40,7 +40,7 @@ def model_entries(vocab_size: int) -> dict[str, Any]:
             "image_emb_dim": 64,
             "image_num_heads": 4,
             "image_num_key_value_heads": 4,
-            "image_num_layers": 6,
+            "image_num_layers": 4,
             "image_head_dim": 16,
             "image_mlp_dim": 128,
             "image_mlp_activations": "quick_gelu",

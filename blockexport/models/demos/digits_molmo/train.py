@@ -3,14 +3,14 @@
 The vision side learns to show digits first, through a head that is thrown away, as Molmo starts from a trained vision
 tower; then all is trained together, on answers only. From then on every block of the text stack is left out of a step
 with a probability that rises with its depth (as in LayerSkip, arXiv:2404.16710), so that the model does not lean on any
-one of them. Matrices use Muon (https://kellerjordan.github.io/posts/muon/), all other parameters AdamW. A killed run
-goes on from its last checkpoint.
+one of them. Matrices of those blocks use Muon (https://kellerjordan.github.io/posts/muon/), all else AdamW. A killed
+run goes on from its last checkpoint.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blockexport.models.demos.digits_molmo.batches import PackedBatches
-from blockexport.models.demos.digits_molmo.data import Scene, SceneSource
+from blockexport.models.demos.digits_molmo.data import SceneSource
 from blockexport.models.demos.digits_molmo.evaluate import answers, exact_match
 from blockexport.models.demos.digits_molmo.losses import answer_loss, attend_in_float32, encode_pictures, sight_loss
-from blockexport.models.demos.digits_molmo.recipe import model_entries, write_processor
+from blockexport.models.demos.digits_molmo.recipe import GEOMETRY, model_entries, write_processor
 from blockexport.models.demos.digits_molmo.tokenizer import PICTURE_TOKENS
 from blockexport.models.demos.digits_vit.data import Split
 from blockexport.models.molmo.checkpoint import read_checkpoint, write_checkpoint
@@ -41,11 +41,12 @@ class TrainConfig:
     """Everything that decides the weights."""
 
     seed: int = 66
-    sight_steps: int = 500
-    num_steps: int = 2300
+    sight_steps: int = 600
+    num_steps: int = 1800
+    crops_per_step: int = 128
     pictures_per_step: int = 32
     muon_lr: float = 0.02
-    adam_lr: float = 3e-3
+    adam_lr: float = 2e-3
     warmup_steps: int = 60
     sight_weight: float = 0.3
     max_skip_rate: float = 0.3
@@ -59,6 +60,10 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = MolmoForCausalLM(MolmoConfig(published=model_entries(vocab_size)))
         self.model.set_attn_implementation(_ATTENTION)
+        # The usual spread is meant for wide layers: at this width a signal would vanish on its way through the tower.
+        for module in self.model.image_encoder.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
         self.digit_head = nn.Linear(self.model.config.text_config.hidden_size, _NUM_DIGITS)
 
 
@@ -78,14 +83,14 @@ def _skipping(model: MolmoForCausalLM, step: int, config: TrainConfig) -> Iterat
 
 def _optimizers(trainee: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim == 2 and not any(part in name for part in ("embed", "head"))
+        return parameter.ndim == 2 and "language_model.layers" in name
 
     named = list(trainee.named_parameters())
     matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]
     others = [parameter for name, parameter in named if not is_matrix(name, parameter)]
     return [
         torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
@@ -96,18 +101,28 @@ def _lr_factor(step: int, config: TrainConfig) -> float:
     return min(1.0, (since + 1) / config.warmup_steps) * left
 
 
-def _loss(
-    trainee: Trainee, batches: PackedBatches, scenes: Sequence[Scene], step: int, config: TrainConfig
-) -> torch.Tensor:
-    inputs, labels = batches.pack(scenes)
-    shown = torch.tensor([np.bincount(scene.digits, minlength=_NUM_DIGITS) / len(scene.digits) for scene in scenes])
+def _sight(trainee: Trainee, batches: PackedBatches, source: SceneSource, config: TrainConfig) -> torch.Tensor:
+    """Loss of one step of the first part: single digits, each in a picture of the size of a crop."""
+    size = (GEOMETRY.crop_size, GEOMETRY.crop_size)
+    inputs, digits = batches.crops([source.draw((1,), size) for _ in range(config.crops_per_step)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = encode_pictures(trainee.model, inputs["images"], inputs["image_masks"])
-        sight = sight_loss(trainee.digit_head, features, inputs["image_input_idx"], shown.float())
-        if step < config.sight_steps:
-            return sight
-        with _skipping(trainee.model, step, config):
-            return answer_loss(trainee.model, inputs, features, labels) + config.sight_weight * sight
+        shown = nn.functional.one_hot(digits, _NUM_DIGITS).float()
+        return sight_loss(trainee.digit_head, features, inputs["image_input_idx"], shown)
+
+
+def _answers(
+    trainee: Trainee, batches: PackedBatches, source: SceneSource, step: int, config: TrainConfig
+) -> torch.Tensor:
+    """Loss of one step of the second part: every question that can be put to each picture."""
+    scenes = [source.draw() for _ in range(config.pictures_per_step)]
+    inputs, labels = batches.pack(scenes)
+    counts = np.stack([np.bincount(scene.digits, minlength=_NUM_DIGITS) for scene in scenes]).astype(np.float32)
+    shown = torch.from_numpy(counts / counts.sum(-1, keepdims=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16), _skipping(trainee.model, step, config):
+        features = encode_pictures(trainee.model, inputs["images"], inputs["image_masks"])
+        sight = sight_loss(trainee.digit_head, features, inputs["image_input_idx"], shown)
+        return answer_loss(trainee.model, inputs, features, labels) + config.sight_weight * sight
 
 
 def train(config: TrainConfig, out: Path) -> None:
@@ -125,7 +140,10 @@ def train(config: TrainConfig, out: Path) -> None:
         source = SceneSource("train", config.seed * 1_000_000 + step, vary=True)
         for optimizer, base_lr in zip(optimizers, base_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = base_lr * _lr_factor(step, config)
-        loss = _loss(trainee, batches, [source.draw() for _ in range(config.pictures_per_step)], step, config)
+        if step < config.sight_steps:
+            loss = _sight(trainee, batches, source, config)
+        else:
+            loss = _answers(trainee, batches, source, step, config)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
