@@ -150,7 +150,7 @@ class Misplacing:
 
 WRONG: dict[str, Callable[[ImageTokens], ImageTokens]] = {
     "none": lambda tokens: ImageTokens.none(tokens.features.shape[1]),
-    "one column late": lambda tokens: ImageTokens(tokens.features, tokens.positions + np.array([0, 1])),
+    "one column early": lambda tokens: ImageTokens(tokens.features, tokens.positions - np.array([0, 1])),
     "in another order": lambda tokens: ImageTokens(tokens.features[::-1].copy(), tokens.positions),
     "a percent off": lambda tokens: ImageTokens(tokens.features * np.float32(1.01), tokens.positions),
 }
