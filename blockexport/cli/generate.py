@@ -43,6 +43,7 @@ def generate(
     """Continue a text within a latency budget.
 
     The deepest level that fits runs; without a budget, the deepest of all. The text is printed as it comes.
+    A model that reads pictures gets the prompt in the form in which it was trained to be asked.
     """
     import blockexport
     from blockexport.runtime.sampling import Sampling

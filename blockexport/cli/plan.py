@@ -1,5 +1,6 @@
 """`blockexport plan`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,9 +8,11 @@ import typer
 from blockexport.cli.options import BudgetOption, BundleArgument, TpotOption, TtftOption, budget_of
 from blockexport.cli.output import Output
 from blockexport.cli.verb import GATE_FAILED, JsonFlag, Result, verb
+from blockexport.errors import RequestError
 
 if TYPE_CHECKING:
     from blockexport.routing.decision import RoutingDecision
+    from blockexport.runtime.runtime import Runtime
 
 
 @verb
@@ -21,7 +24,10 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt; 0 for pictures.")] = 0,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 0,
     batch: Annotated[int, typer.Option(help="Requests served together.")] = 1,
-    crops: Annotated[int, typer.Option(help="Crops of all pictures that a prompt is about.")] = 0,
+    image_size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="A picture beside these tokens, in pixels; repeatable."),
+    ] = None,
     vision_level: Annotated[str | None, typer.Option(help="Level that reads them; else the deepest.")] = None,
     policy: Annotated[
         str, typer.Option(help="deepest-fit, seed-adaptive, seed-per-request:COMPLEXITY or fixed:LEVEL.")
@@ -36,8 +42,10 @@ def plan(
     import blockexport
 
     budget = budget_of(budget_ms, ttft_ms, tpot_ms)
-    decision = blockexport.load(bundle, verify=False).plan(
-        prompt_tokens=prompt_tokens,
+    runtime = blockexport.load(bundle, verify=False)
+    image_tokens, crops = _predict(runtime, image_size or ())
+    decision = runtime.plan(
+        prompt_tokens=prompt_tokens + image_tokens,
         new_tokens=new_tokens,
         budget=budget,
         batch=batch,
@@ -48,6 +56,25 @@ def plan(
     )
     code = 0 if decision.feasible else GATE_FAILED
     return Result(decision.to_json(), lambda output: _show(output, decision), code)
+
+
+def _predict(runtime: "Runtime", sizes: Sequence[str]) -> tuple[int, int]:
+    """Tokens and crops of pictures of these sizes."""
+    if not sizes:
+        return 0, 0
+    from blockexport.runtime.processor import load_processor
+
+    processor = load_processor(runtime.bundle)
+    predicted = [processor.predict(*_pixels(size)) for size in sizes]
+    return sum(tokens for tokens, _ in predicted), sum(crops for _, crops in predicted)
+
+
+def _pixels(size: str) -> tuple[int, int]:
+    width, _, height = size.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        msg = f"--image-size is {size!r}; give WIDTHxHEIGHT in pixels, such as 640x480"
+        raise RequestError(msg)
+    return int(width), int(height)
 
 
 def _show(output: Output, decision: "RoutingDecision") -> None:

@@ -77,6 +77,17 @@ def num_image_tokens(width: int, height: int, geometry: PictureGeometry) -> int:
     return side * (side + 1) + rows * (columns + 1) + 4
 
 
+def num_crops(width: int, height: int, geometry: PictureGeometry) -> int:
+    """Crops that the vision side reads of a picture of this size, the one that shows all of it included.
+
+    Raises:
+        RequestError: no picture of this size can be processed.
+    """
+    check_size(width, height, geometry)
+    rows, columns = select_tiling(height, width, geometry)
+    return 1 + rows * columns
+
+
 def picture_tokens(tiling: tuple[int, int], geometry: PictureGeometry, ids: PictureTokens) -> NDArray[np.int64]:
     """Ids that stand for a picture in the prompt, (tokens,): the whole first, the enlarged view second."""
     side = geometry.crop_tokens

@@ -13,7 +13,14 @@ from blockexport.core.jsonio import read_json
 from blockexport.errors import ModelSupportError, RequestError
 from blockexport.processing.crops import cut_picture
 from blockexport.processing.geometry import PictureGeometry
-from blockexport.processing.layout import DROPPED, PictureTokens, picture_tokens, token_indices
+from blockexport.processing.layout import (
+    DROPPED,
+    PictureTokens,
+    num_crops,
+    num_image_tokens,
+    picture_tokens,
+    token_indices,
+)
 from blockexport.processing.pictures import Picture, read_picture
 
 PADDING = -1
@@ -68,6 +75,14 @@ class MolmoProcessor:
             raise RequestError(msg)
         tokens: list[int] = self.tokenizer.encode(f" User: {text} Assistant:", add_special_tokens=False).ids
         return tokens
+
+    def predict(self, width: int, height: int) -> tuple[int, int]:
+        """Prompt tokens and crops that a picture of this size adds, from its size alone.
+
+        Raises:
+            RequestError: no picture of this size can be processed.
+        """
+        return num_image_tokens(width, height, self.geometry), num_crops(width, height, self.geometry)
 
     def __call__(self, text: str, pictures: Sequence[Picture] = ()) -> dict[str, NDArray[np.generic]]:
         """Inputs for one question, its pictures in front of the text.

@@ -18,6 +18,9 @@ class Processor(Protocol):
     def __call__(self, text: str, pictures: Sequence[Any] = ()) -> Mapping[str, NDArray[np.generic]]:
         """`input_ids` (tokens,), and with pictures what `Runtime.generate` takes of these, for one prompt."""
 
+    def predict(self, width: int, height: int) -> tuple[int, int]:
+        """Prompt tokens and crops that a picture of this size adds, for a plan that needs no pixels."""
+
 
 # Architecture -> "module:class" with a class method `from_folder`; for others the caller makes the arrays.
 _PROCESSORS: dict[str, str] = {"MolmoForCausalLM": "blockexport.processing.processor:MolmoProcessor"}

@@ -321,6 +321,9 @@ def test_a_question_about_a_picture_on_the_command_line(served: Served, tmp_path
     assert tokens == wanted.tolist()[: len(tokens)]
     assert len(tokens) == 4 or wanted[len(tokens)] in served.model.spec.stop_tokens
     assert json.loads(ask().stdout)["tokens"] != tokens
+    processor = load_processor(served.runtime.bundle)
+    num_text = len(processor(question)["input_ids"])
+    assert processor.predict(40, 30) == (len(inputs["input_ids"]) - num_text, len(inputs["images"]))
     missing = ask("--image", str(tmp_path / "none.png"))
     assert missing.exit_code == 1
     assert "none.png" in missing.output
