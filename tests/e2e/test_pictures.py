@@ -61,7 +61,7 @@ PREPROCESSING = {
 }
 CHECKPOINTS = ("llava", "pre-norm", "mixture")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ def test_a_question_about_a_picture_on_the_command_line(served: Served, tmp_path
     num_text = len(processor(question)["input_ids"])
     assert processor.predict(40, 30) == (len(inputs["input_ids"]) - num_text, len(inputs["images"]))
     missing = ask("--image", str(tmp_path / "none.png"))
-    assert missing.exit_code == 1
+    assert missing.exit_code == 2
     assert "none.png" in missing.output
 
 

@@ -111,7 +111,7 @@ def test_the_vision_towers_blocks_are_one_list(models: Models, checkpoints: Any,
     model = models("pre-norm")
     assert model.spec.vision is not None
     blocks = model.module.get_submodule(model.spec.vision.block_path)
-    assert len(blocks) == model.spec.vision.num_blocks == 9
+    assert len(blocks) == model.spec.vision.num_blocks + 1 == 9
     images, image_masks = batch["images"][:1, :1], batch["image_masks"][:1, :1]
     with torch.no_grad():
         before = model.module.encode_images(images, image_masks)
@@ -129,5 +129,6 @@ def test_the_vision_towers_blocks_are_one_list(models: Models, checkpoints: Any,
 @pytest.mark.parametrize("variant", ["pre-norm", "mixture"])
 def test_the_reference_records_answers(variant: MolmoVariant, models: Models) -> None:
     cases = Oracle(models(variant), seed=0).record(DepthMask.from_kept((1, 3, 4), 5))
-    assert [case.check for case in cases] == ["prefill", "decode", "padded", "chunked"]
+    checks = ["prefill", "decode", "padded", "chunked"]
+    assert [case.check for case in cases] == checks + [f"pictures-{check}" for check in checks]
     assert all(0 < case.tolerance < 1e-3 for case in cases)
