@@ -58,9 +58,10 @@ class PackedBatches:
     def _pack_scene(self, scene: Scene) -> dict[str, NDArray[np.generic]]:
         row = self._processor(TASKS["count"].question, [scene.picture])
         num_shared = len(row["input_ids"]) - len(self._prompts["count"])
-        tokens = [row["input_ids"][:num_shared]]
-        positions, owner = [np.arange(num_shared)], [np.zeros(num_shared, np.int64)]
-        labels = [np.full(num_shared, IGNORED_LABEL)]
+        tokens: list[NDArray[np.generic]] = [row["input_ids"][:num_shared]]
+        positions: list[NDArray[np.generic]] = [np.arange(num_shared)]
+        owner: list[NDArray[np.generic]] = [np.zeros(num_shared, np.int64)]
+        labels: list[NDArray[np.generic]] = [np.full(num_shared, IGNORED_LABEL)]
         asked = [name for name, task in TASKS.items() if len(scene.digits) in task.counts]
         for number, name in enumerate(asked, start=1):
             reply = answer_tokens(TASKS[name].answer(scene.digits), self._processor)

@@ -42,7 +42,9 @@ class TrainConfig:
 
     seed: int = 66
     sight_steps: int = 600
-    num_steps: int = 1800
+    num_steps: int = 1100
+    horizon_steps: int = 1400
+    cooldown_steps: int = 120
     crops_per_step: int = 128
     pictures_per_step: int = 32
     muon_lr: float = 0.02
@@ -61,18 +63,17 @@ class Trainee(nn.Module):
         self.model = MolmoForCausalLM(MolmoConfig(published=model_entries(vocab_size)))
         self.model.set_attn_implementation(_ATTENTION)
         # The usual spread is meant for wide layers: at this width a signal would vanish on its way through the tower.
-        for module in self.model.image_encoder.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and name.startswith("image_encoder"):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         self.digit_head = nn.Linear(self.model.config.text_config.hidden_size, _NUM_DIGITS)
 
 
 @contextmanager
 def _skipping(model: MolmoForCausalLM, step: int, config: TrainConfig) -> Iterator[None]:
-    """Leave blocks out at random for one step; the rate is reached half-way."""
+    """Leave blocks out at random for one step; the rate is reached half-way to the horizon."""
     blocks = model.language_model.layers
-    progress = min(1.0, 2 * (step - config.sight_steps) / (config.num_steps - config.sight_steps))
-    rates = np.linspace(0, config.max_skip_rate * progress, len(blocks))
+    rates = np.linspace(0, config.max_skip_rate * min(1.0, 2 * _progress(step, config)), len(blocks))
     drawn = np.random.default_rng([config.seed, step]).random(len(blocks))
     model.language_model.layers = nn.ModuleList(b for b, out in zip(blocks, drawn < rates, strict=True) if not out)
     try:
@@ -94,11 +95,16 @@ def _optimizers(trainee: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
     ]
 
 
+def _progress(step: int, config: TrainConfig) -> float:
+    """How far the second part is on its way to the horizon, which lies behind its end."""
+    return max(0, step - config.sight_steps) / (config.horizon_steps - config.sight_steps)
+
+
 def _lr_factor(step: int, config: TrainConfig) -> float:
-    """Each part warms up; the rate falls from the start of the second to its end."""
+    """Each part warms up; in the second the rate falls slowly, and at its end quickly to zero."""
     since = step if step < config.sight_steps else step - config.sight_steps
-    left = (config.num_steps - max(step, config.sight_steps)) / (config.num_steps - config.sight_steps)
-    return min(1.0, (since + 1) / config.warmup_steps) * left
+    warmed, cooled = (since + 1) / config.warmup_steps, (config.num_steps - step) / config.cooldown_steps
+    return min(1.0, warmed) * min(1.0, cooled) * (1.0 - _progress(step, config))
 
 
 def _sight(trainee: Trainee, batches: PackedBatches, source: SceneSource, config: TrainConfig) -> torch.Tensor:
@@ -188,7 +194,7 @@ def _save_release(
     # The figures are those of the weights as shipped, rounded to half precision.
     released = read_checkpoint(out, entries, dtype=torch.float32)
     splits: dict[str, Split] = {"validation": "selection", "held_out": "test"}
-    metrics = {name: exact_match(released, answers(split, 1000, processor)) for name, split in splits.items()}
+    metrics = {name: exact_match(released, answers(split, 300, processor)) for name, split in splits.items()}
     record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record), flush=True)
