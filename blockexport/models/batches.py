@@ -55,6 +55,9 @@ class ModelBatch:
             DataError: the attention mask does not have one flag for each token.
         """
         mask = self.inputs.get("attention_mask")
+        if mask is None and "image_input_idx" in self.inputs:
+            # Batches with pictures say with -1 what is padding.
+            mask = self.inputs["input_ids"] != -1
         if mask is None:
             return hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.float32)
         if mask.shape != hidden_states.shape[:2]:

@@ -29,7 +29,7 @@ def run_model(model: LoadedModel, inputs: Mapping[str, torch.Tensor], **options:
     if "input_ids" in inputs:
         tokens = inputs["input_ids"].cpu()
         # Batches with pictures are padded with -1 throughout.
-        check_tokens((tokens.clamp(min=-1) * (tokens != -1) if model.spec.vision else tokens).numpy(), model.spec)
+        check_tokens((tokens.where(tokens != -1, 0) if model.spec.vision else tokens).numpy(), model.spec)
     device = next(model.module.parameters()).device
     if model.spec.kind == "decoder":
         options = {"use_cache": False} | options

@@ -1,6 +1,7 @@
 """A model in memory, with what the stages need to know about it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,27 @@ class LoadedModel:
         Raises:
             RequestError: pictures were given to a model that reads text only, which transformers would pass over.
         """
-        given = sorted(_PICTURES & kwargs.keys())
-        if given and self.spec.kind != "vision" and self.spec.vision is None:
-            msg = f"{', '.join(given)} were given, but {self.spec.name} reads text only; leave pictures out"
-            raise RequestError(msg)
+        self._check_pictures(kwargs)
         return self.module(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate by transformers' own loop, which the module brings.
+
+        Raises:
+            RequestError: the model generates nothing, or pictures were given to a model that reads text only.
+        """
+        if self.spec.kind != "decoder":
+            msg = f"{self.spec.name} is no decoder and generates nothing; call the model instead"
+            raise RequestError(msg)
+        self._check_pictures(kwargs)
+        module: Any = self.module
+        return module.generate(*args, **kwargs)
+
+    def _check_pictures(self, given: Mapping[str, Any]) -> None:
+        pictures = sorted(_PICTURES & given.keys())
+        if pictures and self.spec.kind != "vision" and self.spec.vision is None:
+            msg = f"{', '.join(pictures)} were given, but {self.spec.name} reads text only; leave pictures out"
+            raise RequestError(msg)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -63,8 +63,11 @@ def _without_weights(folder: Path, config: Any, dtype: torch.dtype, trust_remote
     options = {"trust_remote_code": trust_remote_code} if hasattr(model_class, "from_config") else {}
     build = getattr(model_class, "from_config", None) or model_class._from_config  # noqa: SLF001  (there is no other)
     with torch.device("meta"):
-        module: nn.Module = build(config, **options)
-    return module.to(dtype)
+        module: Any = build(config, **options).to(dtype)
+    if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+        # The fast way of computing experts checks for bfloat16 where there is nothing to compute.
+        module.set_experts_implementation("batched_mm")
+    return module  # type: ignore[no-any-return]
 
 
 def _load_config(folder: Path, entries: Mapping[str, Any], trust_remote_code: bool) -> Any:

@@ -260,3 +260,25 @@ def tiny_pictures(sizes: MolmoSizes, num_crops: int, seed: int = 0) -> dict[str,
     masks = torch.tensor([0.0, 0.4, 1.0, 1.0])[torch.randint(4, (1, num_crops, num_patches), generator=source)]
     masks[:, -1] = -1
     return {"images": images, "image_masks": masks}
+
+
+def tiny_picture_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Inputs for a tiny model of the default sizes, with every kind of -1 and -100.
+
+    Three rows of 24 tokens: a picture of three crops, text padded on the right, and a picture of one crop with padding
+    on the left, in the middle and in the last column.
+    """
+    sizes = MolmoSizes()
+    num_tokens = sizes.vocab_size + sizes.num_extra_tokens
+    tokens = torch.randint(0, num_tokens, (3, 24), generator=torch.Generator().manual_seed(seed))
+    tokens[1, 17:] = -1
+    tokens[2, [0, 1, 9, 23]] = -1
+    indices = torch.full((3, 3, 4), -1)
+    indices[0] = torch.tensor([[3, 1, 2, 5], [-100, 7, 8, -100], [9, 10, -100, 23]])
+    indices[2, 0] = torch.tensor([-100, 4, 3, 6])
+    images, masks = torch.full((3, 3, 16, 48), -1.0), torch.full((3, 3, 16), -1.0)
+    for row, num_crops in ((0, 3), (2, 1)):
+        pictures = tiny_pictures(sizes, 3, seed + row)
+        images[row, :num_crops] = pictures["images"][0, :num_crops]
+        masks[row, :num_crops] = pictures["image_masks"][0, -num_crops:]
+    return {"input_ids": tokens, "images": images, "image_masks": masks, "image_input_idx": indices}

@@ -78,6 +78,21 @@ def test_loads_what_was_saved(architecture: str, tmp_path: Path) -> None:
         assert torch.equal(getattr(loaded(**inputs), spec.output), getattr(original(**inputs), spec.output))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shapes_without_weights(architecture: str, tmp_path: Path) -> None:
+    original = tiny_model(architecture, NUM_BLOCKS)
+    original.save_pretrained(tmp_path)
+    full = load_model(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    empty = load_model(tmp_path, config_only=True)
+    assert type(empty.module) is type(original)
+    assert all(tensor.is_meta for tensor in empty.module.state_dict().values())
+    shapes = {name: tensor.shape for name, tensor in empty.module.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in original.state_dict().items()}
+    assert empty.spec.digest != full.spec.digest
+    assert empty.spec.model_copy(update={"digest": full.spec.digest}) == full.spec
+
+
 def test_digest_follows_weights_and_configuration_only(folder: Path, tmp_path: Path) -> None:
     digest = load_model(folder).spec.digest
     moved = folder.rename(tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""Published checkpoint folder to model and back, one tensor at a time."""
+"""Published checkpoint folder to model, one tensor at a time."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from transformers import GenerationConfig
 
-from blockexport.core.jsonio import dump_json, write_atomically
+from blockexport.core.jsonio import read_json
 from blockexport.errors import ModelSupportError
-from blockexport.models.molmo.config import MODEL_TYPE, MolmoConfig
+from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.keys import KeyMap, key_map, published_shape
 from blockexport.models.molmo.model import MolmoForCausalLM
 from blockexport.models.pretrained import check_weights
 
-WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _GENERATION_FILE = "generation_config.json"
 _MAX_LISTED_KEYS = 8
@@ -47,22 +45,32 @@ def read_checkpoint(
     if not config_only:
         check_weights(folder)
         _fill(module, folder)
-    if (folder / _GENERATION_FILE).is_file():
-        module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    _set_generation(module, folder)
     module.eval()
     return module
 
 
-def write_checkpoint(module: MolmoForCausalLM, folder: Path) -> None:
-    """Write a model in the published layout: `config.json` and one safetensors file."""
-    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
-    tensors = {
-        name: torch.cat([piece.view(parameters) for piece in pieces]).detach().contiguous()
-        for name, pieces in key_map(module.config, module).items()
-    }
-    write_atomically(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
-    entries = {"model_type": MODEL_TYPE, "architectures": [type(module).__name__]} | module.config.published
-    write_atomically(folder / "config.json", dump_json(entries) + "\n")
+def _set_generation(module: MolmoForCausalLM, folder: Path) -> None:
+    """Take over how the checkpoint wants to generate; where it does not say, it ends at its tokenizer's own end."""
+    if (folder / _GENERATION_FILE).is_file():
+        try:
+            module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            msg = f"cannot read {folder / _GENERATION_FILE}: {' '.join(str(error).split())}; fetch the checkpoint again"
+            raise ModelSupportError(msg) from error
+    if module.generation_config.eos_token_id is None:
+        module.generation_config.eos_token_id = module.config.text_config.eos_token_id or _end_of_text(folder)
+
+
+def _end_of_text(folder: Path) -> int | None:
+    """Id of the token that `tokenizer_config.json` calls the end of a text."""
+    settings, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not (settings.is_file() and vocabulary.is_file()):
+        return None
+    token = read_json(settings).get("eos_token")
+    token = token.get("content") if isinstance(token, Mapping) else token
+    ids: dict[Any, int] = {added["content"]: added["id"] for added in read_json(vocabulary).get("added_tokens", ())}
+    return ids.get(token)
 
 
 def _fill(module: MolmoForCausalLM, folder: Path) -> None:

@@ -4,12 +4,12 @@ Two namings are published: Hugging Face's (`hidden_size`, `num_hidden_layers`) w
 code's own (`d_model`, `n_layers`) with MolmoE. Either is read, whatever the stack.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import LlamaConfig, Olmo2Config, OlmoeConfig, PreTrainedConfig, Qwen2Config
 
 from blockexport.errors import ModelSupportError
+from blockexport.models.molmo.entries import Entries, check_fixed, first, number, size
 from blockexport.models.molmo.geometry import VisionGeometry, read_geometry
 
 MODEL_TYPE = "molmo"
@@ -24,7 +24,7 @@ _STACKS: dict[tuple[bool, bool, bool, bool], type[PreTrainedConfig]] = {
 }
 
 # Settings of the training code that no published checkpoint uses, with the values under which they change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("swiglu",),
     "alibi": (False,),
     "attn_logit_softcapping": (0, None),
@@ -73,8 +73,12 @@ class MolmoConfig(PreTrainedConfig):
     @property
     def num_extra_tokens(self) -> int:
         """Token ids from `text_config.vocab_size` on that can be read but not written."""
-        given = _first(self.published or {}, "additional_vocab_size")
-        return _DEFAULT_EXTRA_TOKENS if given is None else int(given)
+        entries = self.published or {}
+        return (
+            0
+            if entries.get("additional_vocab_size") == 0
+            else size(entries, "additional_vocab_size", default=_DEFAULT_EXTRA_TOKENS)
+        )
 
     @property
     def num_experts(self) -> int | None:
@@ -82,48 +86,50 @@ class MolmoConfig(PreTrainedConfig):
         return getattr(self.text_config, "num_experts", None)
 
 
-def _text_config(entries: Mapping[str, Any]) -> PreTrainedConfig:
-    _check_neutral(entries)
-    num_experts = entries.get("moe_num_experts")
-    is_mixture, norms_after = bool(num_experts), bool(entries.get("norm_after"))
+def _text_config(entries: Entries) -> PreTrainedConfig:
+    check_fixed(entries, _FIXED)
+    is_mixture, norms_after = bool(entries.get("moe_num_experts")), bool(entries.get("norm_after"))
     # Files that leave it out belong to the stacks that cannot do without.
     norms_queries = bool(entries.get("attention_layer_norm", is_mixture or norms_after))
     has_bias = bool(entries.get("qkv_bias", False))
     stack = _STACKS.get((is_mixture, norms_after, norms_queries, has_bias))
     if stack is None:
         msg = (
-            f"config.json describes a Molmo text stack that was never published (moe_num_experts {num_experts}, "
-            f"norm_after {norms_after}, attention_layer_norm {norms_queries}, qkv_bias {has_bias}); supported are "
-            "those of Molmo-7B-D, Molmo-7B-O, Molmo-72B and MolmoE-1B"
+            f"config.json describes a Molmo text stack that was never published (moe_num_experts "
+            f"{entries.get('moe_num_experts')}, norm_after {norms_after}, attention_layer_norm {norms_queries}, "
+            f"qkv_bias {has_bias}); supported are those of Molmo-7B-D, Molmo-7B-O, Molmo-72B and MolmoE-1B"
         )
         raise ModelSupportError(msg)
     experts: dict[str, Any] = {}
     if is_mixture:
-        experts = {
-            "num_experts": _size(entries, "moe_num_experts"),
-            "num_experts_per_tok": _size(entries, "moe_top_k"),
-            "norm_topk_prob": False,
-        }
+        num_experts, num_active = size(entries, "moe_num_experts"), size(entries, "moe_top_k")
+        if num_active > num_experts:
+            msg = f"config.json has moe_top_k {num_active} of {num_experts} experts; a token cannot go through more"
+            raise ModelSupportError(msg)
+        experts = {"num_experts": num_experts, "num_experts_per_tok": num_active, "norm_topk_prob": False}
     return stack(**_sizes(entries), **experts)
 
 
-def _sizes(entries: Mapping[str, Any]) -> dict[str, Any]:
-    hidden_size = _size(entries, "hidden_size", "d_model")
-    num_heads = _size(entries, "num_attention_heads", "n_heads")
-    if hidden_size % (2 * num_heads):
-        msg = f"config.json has hidden size {hidden_size} for {num_heads} heads; each head needs an even, equal width"
+def _sizes(entries: Entries) -> dict[str, Any]:
+    hidden_size = size(entries, "hidden_size", "d_model")
+    num_heads = size(entries, "num_attention_heads", "n_heads")
+    num_kv_heads = size(entries, "num_key_value_heads", "n_kv_heads", default=num_heads)
+    if hidden_size % (2 * num_heads) or num_heads % num_kv_heads:
+        msg = (
+            f"config.json has hidden size {hidden_size} for {num_heads} heads and {num_kv_heads} of keys and values; "
+            "heads need an equal, even width, and keys an equal number of heads"
+        )
         raise ModelSupportError(msg)
-    vocab_size = _first(entries, "embedding_size", "vocab_size")
     return {
-        "vocab_size": _size({"embedding_size": vocab_size}, "embedding_size"),
+        "vocab_size": size(entries, "embedding_size", "vocab_size"),
         "hidden_size": hidden_size,
         "intermediate_size": _feed_forward_size(entries),
-        "num_hidden_layers": _size(entries, "num_hidden_layers", "n_layers"),
+        "num_hidden_layers": size(entries, "num_hidden_layers", "n_layers"),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": _first(entries, "num_key_value_heads", "n_kv_heads") or num_heads,
-        "max_position_embeddings": _size(entries, "max_position_embeddings", "max_sequence_length"),
-        "rms_norm_eps": float(_first(entries, "layer_norm_eps") or 1e-5),
-        "rope_theta": float(_first(entries, "rope_theta") or 10_000.0),
+        "num_key_value_heads": num_kv_heads,
+        "max_position_embeddings": size(entries, "max_position_embeddings", "max_sequence_length"),
+        "rms_norm_eps": number(entries, "layer_norm_eps", 1e-5),
+        "rope_theta": number(entries, "rope_theta", 10_000.0),
         "tie_word_embeddings": False,
         "eos_token_id": entries.get("eos_token_id"),
         "bos_token_id": None,
@@ -132,29 +138,8 @@ def _sizes(entries: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _feed_forward_size(entries: Mapping[str, Any]) -> int:
+def _feed_forward_size(entries: Entries) -> int:
     """Width of the feed-forward branch of a block, or of one expert: published configurations count gate and up."""
-    both = _first(entries, "intermediate_size", "mlp_hidden_size")
-    if both is None:
-        both = _size(entries, "mlp_ratio") * _size(entries, "hidden_size", "d_model")
-    return _size({"intermediate_size": both}, "intermediate_size") // 2
-
-
-def _first(entries: Mapping[str, Any], *names: str) -> Any:
-    """The first of some names that has a value."""
-    return next((entries[name] for name in names if entries.get(name) is not None), None)
-
-
-def _size(entries: Mapping[str, Any], *names: str) -> int:
-    value = _first(entries, *names)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"config.json gives {value!r} for {' or '.join(names)}; a Molmo checkpoint needs a whole number above 0"
-        raise ModelSupportError(msg)
-    return value
-
-
-def _check_neutral(entries: Mapping[str, Any]) -> None:
-    for name, allowed in _NEUTRAL.items():
-        if name in entries and entries[name] not in allowed:
-            msg = f"config.json sets {name} to {entries[name]!r}; for Molmo only {allowed[0]!r} is supported"
-            raise ModelSupportError(msg)
+    if first(entries, "intermediate_size", "mlp_hidden_size") is not None:
+        return size(entries, "intermediate_size", "mlp_hidden_size") // 2
+    return size(entries, "mlp_ratio") * size(entries, "hidden_size", "d_model") // 2

@@ -5,21 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockexport.errors import ModelSupportError
+from blockexport.models.molmo.entries import Entries, check_fixed, number, size
 
 POOLING = 2
 _COLOURS = 3
 # ViT-L/14 of CLIP at 336 pixels without its last block, whose features nobody reads.
-_DEFAULTS: dict[str, Any] = {
-    "image_default_input_size": (336, 336),
-    "image_patch_size": 14,
-    "image_emb_dim": 1024,
-    "image_num_heads": 16,
-    "image_num_layers": 23,
-    "image_mlp_dim": 4096,
-    "image_norm_eps": 1e-5,
-}
+_DEFAULT_PIXELS = (336, 336)
 _DEFAULT_LAYERS = (-2, -9)
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+# Settings of the training code that no published checkpoint uses otherwise.
+_FIXED: dict[str, tuple[Any, ...]] = {
     "image_model_type": ("openai",),
     "image_mlp_activations": ("quick_gelu",),
     "image_padding_embed": ("pad_and_partial_pad",),
@@ -88,7 +82,7 @@ class VisionGeometry:
         return self.pooled_grid[0] * self.pooled_grid[1]
 
 
-def read_geometry(entries: Mapping[str, Any], projector_size: int) -> VisionGeometry | None:
+def read_geometry(entries: Entries, projector_size: int) -> VisionGeometry | None:
     """The vision side that `config.json` describes; None where `vision_backbone` is null.
 
     Raises:
@@ -97,42 +91,42 @@ def read_geometry(entries: Mapping[str, Any], projector_size: int) -> VisionGeom
     given = entries.get("vision_backbone", {})
     if given is None:
         return None
-    _check_neutral({**entries, **given})
-    values = _DEFAULTS | {name: value for name, value in given.items() if value is not None}
-    side, num_heads, width = values["image_patch_size"], values["image_num_heads"], values["image_emb_dim"]
-    height, breadth = values["image_default_input_size"]
-    grid = (height // side, breadth // side)
-    num_blocks = values["image_num_layers"]
-    if values.get("image_num_key_value_heads", num_heads) != num_heads:
-        msg = "vision_backbone.image_num_key_value_heads differs from image_num_heads; they must be equal"
+    if not isinstance(given, Mapping):
+        msg = f"config.json gives a {type(given).__name__} for vision_backbone; give an object, or null for text only"
         raise ModelSupportError(msg)
-    if values.get("image_num_pos", grid[0] * grid[1] + 1) != grid[0] * grid[1] + 1 or height % side or breadth % side:
-        msg = (
-            f"vision_backbone cuts {height}x{breadth} pixels into patches of {side} and gives image_num_pos "
-            f"{values.get('image_num_pos')}; it must be one for each whole patch and one more"
-        )
-        raise ModelSupportError(msg)
-    layers = tuple(entries.get("vit_layers") or _DEFAULT_LAYERS)
-    if not all(-num_blocks <= layer < num_blocks for layer in layers):
-        msg = f"vit_layers is {list(layers)}, but the vision tower has {num_blocks} blocks; name blocks that exist"
-        raise ModelSupportError(msg)
+    check_fixed({**entries, **given}, _FIXED)
+    patch_size = size(given, "image_patch_size", default=14)
+    hidden_size, num_heads = size(given, "image_emb_dim", default=1024), size(given, "image_num_heads", default=16)
+    check_fixed(given, {"image_num_key_value_heads": (num_heads,), "image_pos_patch_size": (patch_size,)})
+    num_blocks = size(given, "image_num_layers", default=23)
     return VisionGeometry(
-        grid=grid,
-        patch_size=side,
-        hidden_size=width,
+        grid=_grid(given, patch_size),
+        patch_size=patch_size,
+        hidden_size=hidden_size,
         num_heads=num_heads,
-        head_dim=values.get("image_head_dim") or width // num_heads,
-        mlp_size=values["image_mlp_dim"],
+        head_dim=size(given, "image_head_dim", default=hidden_size // num_heads),
+        mlp_size=size(given, "image_mlp_dim", default=4096),
         num_blocks=num_blocks,
-        feature_blocks=tuple(layer % num_blocks for layer in layers),
-        norm_eps=values["image_norm_eps"],
+        feature_blocks=_feature_blocks(entries, num_blocks),
+        norm_eps=number(given, "image_norm_eps", 1e-5),
         projector_size=projector_size,
         needs_every_pixel=bool(entries.get("moe_num_experts")),
     )
 
 
-def _check_neutral(entries: Mapping[str, Any]) -> None:
-    for name, allowed in _NEUTRAL.items():
-        if name in entries and entries[name] not in allowed:
-            msg = f"config.json sets {name} to {entries[name]!r}; for Molmo only {allowed[0]!r} is supported"
-            raise ModelSupportError(msg)
+def _grid(given: Entries, patch_size: int) -> tuple[int, int]:
+    pixels = tuple(given.get("image_default_input_size") or _DEFAULT_PIXELS)
+    if len(pixels) != 2 or any(not isinstance(side, int) or side < 1 or side % patch_size for side in pixels):
+        msg = f"config.json gives {list(pixels)} for image_default_input_size; give two multiples of {patch_size}"
+        raise ModelSupportError(msg)
+    rows, columns = (side // patch_size for side in pixels)
+    check_fixed(given, {"image_num_pos": (rows * columns + 1,)})
+    return rows, columns
+
+
+def _feature_blocks(entries: Entries, num_blocks: int) -> tuple[int, ...]:
+    layers = tuple(entries.get("vit_layers") or _DEFAULT_LAYERS)
+    if not all(isinstance(layer, int) and -num_blocks <= layer < num_blocks for layer in layers):
+        msg = f"vit_layers is {list(layers)}, but the vision tower has {num_blocks} blocks; name blocks that exist"
+        raise ModelSupportError(msg)
+    return tuple(layer % num_blocks for layer in layers)

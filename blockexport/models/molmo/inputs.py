@@ -118,7 +118,7 @@ class Pictures:
         """
         indices = self.image_input_idx
         if not self:
-            if indices is not None and not torch.compiler.is_exporting() and bool((indices >= 0).any()):
+            if indices is not None and not torch.compiler.is_compiling() and bool((indices >= 0).any()):
                 msg = "image_input_idx places image tokens, but no picture is given; pass images or image_features"
                 raise RequestError(msg)
             return
@@ -132,7 +132,7 @@ class Pictures:
             msg = "give image_input_idx, and either images (with image_masks) or image_features, not both"
             raise RequestError(msg)
         self._check_shapes(config, batch)
-        if not torch.compiler.is_exporting() and indices.numel() and int(indices.max()) >= num_new:
+        if not torch.compiler.is_compiling() and indices.numel() and int(indices.max()) >= num_new:
             last = int(indices.max())
             msg = f"image_input_idx places a token at {last} of a sequence of {num_new}; do not cut image tokens off"
             raise RequestError(msg)
@@ -141,12 +141,14 @@ class Pictures:
         vision = config.vision
         assert vision is not None
         assert self.image_input_idx is not None
-        num_crops = self.image_input_idx.shape[1] if self.image_input_idx.ndim > 1 else 0
+        pictures = self.images if self.image_features is None else self.image_features
+        counted = self.image_input_idx if self.image_input_idx.ndim == 3 else pictures
+        num_crops = counted.shape[1] if counted is not None and counted.ndim > 1 else 0
         wanted = {
+            "image_input_idx": (batch, num_crops, vision.num_pooled),
             "images": (batch, num_crops, vision.num_patches, vision.patch_values),
             "image_masks": (batch, num_crops, vision.num_patches),
             "image_features": (batch, num_crops, vision.num_pooled, config.text_config.hidden_size),
-            "image_input_idx": (batch, num_crops, vision.num_pooled),
         }
         for name, shape in wanted.items():
             tensor = getattr(self, name)

@@ -1,5 +1,6 @@
 """The model: a transformers text stack whose embeddings are joined by image tokens."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from blockexport.models.molmo.generation import PromptedGeneration
 from blockexport.models.molmo.inputs import Pictures, additive_mask, past_length, positions_of, real_tokens
 from blockexport.models.molmo.pooling import PaddingMarks
 from blockexport.models.molmo.vision import VisionTower
+from blockexport.models.molmo.write import write_checkpoint
 
 
 class MolmoForCausalLM(PromptedGeneration, PreTrainedModel, GenerationMixin):
@@ -50,6 +52,10 @@ class MolmoForCausalLM(PromptedGeneration, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write the published layout, which is what `load_model` reads."""
+        write_checkpoint(self, Path(save_directory))
 
     def encode_images(self, images: torch.Tensor, image_masks: torch.Tensor | None = None) -> torch.Tensor:
         """Image tokens of crops; the part of the model that no depth of the text stack changes.
@@ -171,7 +177,8 @@ class MolmoForCausalLM(PromptedGeneration, PreTrainedModel, GenerationMixin):
 
     def _embed_all(self, input_ids: torch.Tensor, pictures: Pictures) -> torch.Tensor:
         features = pictures.image_features
-        if pictures.images is not None:
+        # A batch of text only may come with no crop at all.
+        if pictures.images is not None and pictures.images.shape[1]:
             features = self.encode_images(pictures.images, pictures.image_masks)
         return self.embed(input_ids, features, pictures.image_input_idx)
 

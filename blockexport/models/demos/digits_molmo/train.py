@@ -27,9 +27,10 @@ from blockexport.models.demos.digits_molmo.losses import answer_loss, attend_in_
 from blockexport.models.demos.digits_molmo.recipe import GEOMETRY, model_entries, write_processor
 from blockexport.models.demos.digits_molmo.tokenizer import PICTURE_TOKENS
 from blockexport.models.demos.digits_vit.data import Split
-from blockexport.models.molmo.checkpoint import read_checkpoint, write_checkpoint
+from blockexport.models.molmo.checkpoint import read_checkpoint
 from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.model import MolmoForCausalLM
+from blockexport.models.molmo.write import write_checkpoint
 from blockexport.processing.processor import MolmoProcessor
 
 _ATTENTION = "sdpa_float32"
