@@ -41,10 +41,23 @@ def test_the_runtime_needs_neither_torch_nor_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["core.quality", "bundle.reader", "profiling", "routing", "runtime", "backends.onnxruntime.session"]
+    "module",
+    [
+        "core.quality",
+        "processing.processor",
+        "bundle.reader",
+        "profiling",
+        "routing",
+        "runtime",
+        "backends.onnxruntime.session",
+    ],
 )
 def test_no_package_of_the_serving_path_needs_torch(module: str) -> None:
     assert loaded_packages(f"import blockexport.{module}", EAGER) == ""
+
+
+def test_the_tokens_of_a_picture_are_counted_without_pillow() -> None:
+    assert loaded_packages("from blockexport.processing import num_image_tokens", (*HEAVY, "PIL", "tokenizers")) == ""
 
 
 def test_the_serving_path_works_where_torch_is_not_installed() -> None:

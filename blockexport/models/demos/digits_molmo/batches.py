@@ -4,7 +4,7 @@ As Molmo was trained (arXiv:2409.17146, section 3): the picture's tokens come on
 follows at the positions it would have alone, and attends to the picture and itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,9 +29,16 @@ class PackedBatches:
         self._processor = processor
         self._prompts = {name: processor.prompt_tokens(task.question) for name, task in TASKS.items()}
 
-    def pack(self, scenes: Sequence[Scene]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Inputs of a forward, and labels (batch, seq) of what each position is to say next."""
-        rows = [self._pack_scene(scene) for scene in scenes]
+    def pack(
+        self, scenes: Sequence[Scene], emphasis: Mapping[str, float] | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Inputs of a forward, labels (batch, seq) of what each position is to say next, and the labels' weights.
+
+        Args:
+            scenes: one for each row.
+            emphasis: weights of tasks; 1 for those left out.
+        """
+        rows = [self._pack_scene(scene, emphasis or {}) for scene in scenes]
         arrays: dict[str, NDArray[np.generic]] = {
             "input_ids": pad_stack([row["input_ids"] for row in rows], -1),
             "position_ids": pad_stack([row["position_ids"] for row in rows], 0),
@@ -42,7 +49,9 @@ class PackedBatches:
         seen = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] == 0)
         arrays["attention_bias"] = np.tril(seen)[:, None]
         labels = pad_stack([row["labels"] for row in rows], IGNORED_LABEL)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}, torch.from_numpy(labels)
+        weights = pad_stack([row["weights"] for row in rows], 0)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return tensors, torch.from_numpy(labels), torch.from_numpy(weights)
 
     def crops(self, scenes: Sequence[Scene]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Pictures of the size of a crop as one crop each: inputs of the vision side, and the digits (batch,)."""
@@ -55,12 +64,14 @@ class PackedBatches:
         digits = torch.tensor([scene.digits[0] for scene in scenes])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, digits
 
-    def _pack_scene(self, scene: Scene) -> dict[str, NDArray[np.generic]]:
+    def _pack_scene(self, scene: Scene, emphasis: Mapping[str, float]) -> dict[str, NDArray[np.generic]]:
         row = self._processor(TASKS["count"].question, [scene.picture])
         num_shared = len(row["input_ids"]) - len(self._prompts["count"])
-        tokens = [row["input_ids"][:num_shared]]
-        positions, owner = [np.arange(num_shared)], [np.zeros(num_shared, np.int64)]
-        labels = [np.full(num_shared, IGNORED_LABEL)]
+        tokens: list[NDArray[np.generic]] = [row["input_ids"][:num_shared]]
+        positions: list[NDArray[np.generic]] = [np.arange(num_shared)]
+        owner: list[NDArray[np.generic]] = [np.zeros(num_shared, np.int64)]
+        labels: list[NDArray[np.generic]] = [np.full(num_shared, IGNORED_LABEL)]
+        weights: list[NDArray[np.generic]] = [np.zeros(num_shared, np.float32)]
         asked = [name for name, task in TASKS.items() if len(scene.digits) in task.counts]
         for number, name in enumerate(asked, start=1):
             reply = answer_tokens(TASKS[name].answer(scene.digits), self._processor)
@@ -69,7 +80,8 @@ class PackedBatches:
             tokens.append(segment)
             positions.append(num_shared + np.arange(len(segment)))
             owner.append(np.full(len(segment), number))
+            weights.append(np.full(len(segment), emphasis.get(name, 1.0), np.float32))
             labels.append(np.array([IGNORED_LABEL] * (len(segment) - len(reply)) + reply))
         pictures = {name: array for name, array in row.items() if name != "input_ids"}
-        parts = {"input_ids": tokens, "position_ids": positions, "owner": owner, "labels": labels}
+        parts = {"input_ids": tokens, "position_ids": positions, "owner": owner, "labels": labels, "weights": weights}
         return {**pictures, **{name: np.concatenate(arrays) for name, arrays in parts.items()}}

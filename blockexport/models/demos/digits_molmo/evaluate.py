@@ -23,7 +23,6 @@ def answers(split: Split, num_questions: int, processor: MolmoProcessor, seed: i
 
 def exact_match(model: MolmoForCausalLM, dataset: Dataset) -> dict[str, float]:
     """Share of the questions of each task that greedy decoding answers right to the end token."""
-    model.eval()
 
     def forward(inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -32,5 +31,4 @@ def exact_match(model: MolmoForCausalLM, dataset: Dataset) -> dict[str, float]:
         return logits
 
     figures = evaluate(forward, dataset, batch_size=32).metrics
-    model.train()
     return {task: figures[f"exact_match/{task}"].value for task in TASKS}

@@ -30,13 +30,18 @@ def encode_pictures(model: MolmoForCausalLM, images: torch.Tensor, masks: torch.
 
 
 def answer_loss(
-    model: MolmoForCausalLM, inputs: dict[str, torch.Tensor], features: torch.Tensor, labels: torch.Tensor
+    model: MolmoForCausalLM,
+    inputs: dict[str, torch.Tensor],
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean cross entropy of the answers' tokens."""
+    """Weighted mean of the cross entropies of the answers' tokens; labels and weights are (batch, seq)."""
     text = {name: tensor for name, tensor in inputs.items() if name not in {"images", "image_masks"}}
     logits = model(**text, image_features=features, use_cache=False).logits
     said = labels != IGNORED_LABEL
-    return nn.functional.cross_entropy(logits[said].float(), labels[said])
+    losses = nn.functional.cross_entropy(logits[said].float(), labels[said], reduction="none")
+    return (losses * weights[said]).sum() / weights[said].sum()
 
 
 def sight_loss(

@@ -27,7 +27,7 @@ from blockexport.models.demos.digits_molmo.losses import answer_loss, attend_in_
 from blockexport.models.demos.digits_molmo.recipe import GEOMETRY, model_entries, write_processor
 from blockexport.models.demos.digits_molmo.tokenizer import PICTURE_TOKENS
 from blockexport.models.demos.digits_vit.data import Split
-from blockexport.models.molmo.checkpoint import read_checkpoint, write_checkpoint
+from blockexport.models.loading import load_model
 from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.model import MolmoForCausalLM
 from blockexport.processing.processor import MolmoProcessor
@@ -42,14 +42,18 @@ class TrainConfig:
 
     seed: int = 66
     sight_steps: int = 600
-    num_steps: int = 1800
+    num_steps: int = 1250
+    horizon_steps: int = 1400
+    cooldown_steps: int = 120
     crops_per_step: int = 128
     pictures_per_step: int = 32
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup_steps: int = 60
     sight_weight: float = 0.3
-    max_skip_rate: float = 0.3
+    late_from: int = 800
+    late_sum_weight: float = 4.0
+    max_skip_rate: float = 0.2
     checkpoint_every: int = 100
 
 
@@ -61,18 +65,17 @@ class Trainee(nn.Module):
         self.model = MolmoForCausalLM(MolmoConfig(published=model_entries(vocab_size)))
         self.model.set_attn_implementation(_ATTENTION)
         # The usual spread is meant for wide layers: at this width a signal would vanish on its way through the tower.
-        for module in self.model.image_encoder.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and name.startswith("image_encoder"):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         self.digit_head = nn.Linear(self.model.config.text_config.hidden_size, _NUM_DIGITS)
 
 
 @contextmanager
 def _skipping(model: MolmoForCausalLM, step: int, config: TrainConfig) -> Iterator[None]:
-    """Leave blocks out at random for one step; the rate is reached half-way."""
+    """Leave blocks out at random for one step; the rate is reached a third of the way to the horizon."""
     blocks = model.language_model.layers
-    progress = min(1.0, 2 * (step - config.sight_steps) / (config.num_steps - config.sight_steps))
-    rates = np.linspace(0, config.max_skip_rate * progress, len(blocks))
+    rates = np.linspace(0, config.max_skip_rate * min(1.0, 3 * _progress(step, config)), len(blocks))
     drawn = np.random.default_rng([config.seed, step]).random(len(blocks))
     model.language_model.layers = nn.ModuleList(b for b, out in zip(blocks, drawn < rates, strict=True) if not out)
     try:
@@ -94,11 +97,16 @@ def _optimizers(trainee: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
     ]
 
 
+def _progress(step: int, config: TrainConfig) -> float:
+    """How far the second part is on its way to the horizon, which lies behind its end."""
+    return max(0, step - config.sight_steps) / (config.horizon_steps - config.sight_steps)
+
+
 def _lr_factor(step: int, config: TrainConfig) -> float:
-    """Each part warms up; the rate falls from the start of the second to its end."""
+    """Each part warms up; in the second the rate falls slowly, and at its end quickly to zero."""
     since = step if step < config.sight_steps else step - config.sight_steps
-    left = (config.num_steps - max(step, config.sight_steps)) / (config.num_steps - config.sight_steps)
-    return min(1.0, (since + 1) / config.warmup_steps) * left
+    warmed, cooled = (since + 1) / config.warmup_steps, (config.num_steps - step) / config.cooldown_steps
+    return min(1.0, warmed) * min(1.0, cooled) * (1.0 - _progress(step, config))
 
 
 def _sight(trainee: Trainee, batches: PackedBatches, source: SceneSource, config: TrainConfig) -> torch.Tensor:
@@ -116,13 +124,15 @@ def _answers(
 ) -> torch.Tensor:
     """Loss of one step of the second part: every question that can be put to each picture."""
     scenes = [source.draw() for _ in range(config.pictures_per_step)]
-    inputs, labels = batches.pack(scenes)
+    # Once digits are read, sums are what is left to learn.
+    emphasis = {"sum": config.late_sum_weight} if step >= config.late_from else {}
+    inputs, labels, weights = batches.pack(scenes, emphasis)
     counts = np.stack([np.bincount(scene.digits, minlength=_NUM_DIGITS) for scene in scenes]).astype(np.float32)
     shown = torch.from_numpy(counts / counts.sum(-1, keepdims=True))
     with torch.autocast("cpu", dtype=torch.bfloat16), _skipping(trainee.model, step, config):
         features = encode_pictures(trainee.model, inputs["images"], inputs["image_masks"])
         sight = sight_loss(trainee.digit_head, features, inputs["image_input_idx"], shown)
-        return answer_loss(trainee.model, inputs, features, labels) + config.sight_weight * sight
+        return answer_loss(trainee.model, inputs, features, labels, weights) + config.sight_weight * sight
 
 
 def train(config: TrainConfig, out: Path) -> None:
@@ -183,12 +193,11 @@ def _save_checkpoint(
 def _save_release(
     out: Path, model: MolmoForCausalLM, processor: MolmoProcessor, config: TrainConfig, seconds: float
 ) -> None:
-    write_checkpoint(model.half(), out)
-    entries = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    model.half().save_pretrained(out)
     # The figures are those of the weights as shipped, rounded to half precision.
-    released = read_checkpoint(out, entries, dtype=torch.float32)
+    released = load_model(out).module
     splits: dict[str, Split] = {"validation": "selection", "held_out": "test"}
-    metrics = {name: exact_match(released, answers(split, 1000, processor)) for name, split in splits.items()}
+    metrics = {name: exact_match(released, answers(split, 300, processor)) for name, split in splits.items()}
     record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record), flush=True)

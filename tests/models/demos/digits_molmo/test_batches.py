@@ -30,7 +30,7 @@ def model(processor):
 def test_a_packed_question_gets_the_logits_it_gets_alone(processor, model):
     source = SceneSource("train", 5)
     scenes = [source.draw((count,)) for count in (1, 2, 4)]
-    inputs, labels = PackedBatches(processor).pack(scenes)
+    inputs, labels, _ = PackedBatches(processor).pack(scenes)
     inputs["images"] = inputs["images"].double()
     with torch.no_grad():
         packed = model(**inputs, use_cache=False).logits
@@ -54,10 +54,21 @@ def test_a_packed_question_gets_the_logits_it_gets_alone(processor, model):
 
 def test_crops_of_padding_are_not_computed_and_nothing_else_changes(processor, model):
     source = SceneSource("train", 6)
-    inputs, _ = PackedBatches(processor).pack([source.draw((count,)) for count in (1, 4, 1)])
+    inputs, _, _ = PackedBatches(processor).pack([source.draw((count,)) for count in (1, 4, 1)])
     images, masks = inputs["images"].double(), inputs["image_masks"]
     assert (images == -1).flatten(2).all(2).any()
     with torch.no_grad():
         ours, whole = encode_pictures(model, images, masks), model.encode_images(images, masks)
     kept = inputs["image_input_idx"] >= 0
     torch.testing.assert_close(ours[kept], whole[kept], rtol=1e-9, atol=1e-9)
+
+
+def test_the_answers_of_a_task_can_weigh_more(processor):
+    scene = SceneSource("train", 7).draw((2,))
+    batches = PackedBatches(processor)
+    _, labels, plain = batches.pack([scene])
+    _, _, weighed = batches.pack([scene], {"sum": 3.0})
+    said = labels != IGNORED_LABEL
+    assert (plain[said] == 1).all()
+    # A sum is one token and the end.
+    assert sorted(weighed[said].tolist()) == [1.0] * (int(said.sum()) - 2) + [3.0] * 2
