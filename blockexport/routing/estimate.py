@@ -20,6 +20,7 @@ class LevelEstimate:
         ttft_bound_ms: bound of the same.
         tpot_ms: mean time for each token after the first; None when there is no such token.
         tpot_bound_ms: bound of the same.
+        gap_bound_ms: bound of the slowest step, which is the last; None when there is none.
     """
 
     level: str
@@ -30,6 +31,7 @@ class LevelEstimate:
     ttft_bound_ms: float
     tpot_ms: float | None = None
     tpot_bound_ms: float | None = None
+    gap_bound_ms: float | None = None
 
     def misses(self, budget: LatencyBudget | None) -> tuple[str, ...]:
         """Each given limit that the bound exceeds, in words; empty when everything fits."""
@@ -39,6 +41,7 @@ class LevelEstimate:
             ("end to end", self.bound_ms, budget.e2e_ms),
             ("first token", self.ttft_bound_ms, budget.ttft_ms),
             ("per token", self.tpot_bound_ms, budget.tpot_ms),
+            ("gap", self.gap_bound_ms, budget.gap_ms),
         )
         return tuple(
             f"{name} {bound:.6g} > {limit:.6g} ms"
@@ -70,4 +73,5 @@ def estimate(fit: LatencyFit, level: str, depth: int, request: RoutingRequest) -
         ttft_bound_ms=first_bound_ms,
         tpot_ms=rest_ms / steps if steps else None,
         tpot_bound_ms=rest_bound_ms / steps if steps else None,
+        gap_bound_ms=fit.decode_bound_ms(depth, batch, prompt + steps - 1) if steps else None,
     )
