@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,6 @@ class KnownLatency(OnlineLatency):
         return self._truth()
 
 
-class KnownLengths(LengthPredictor):
-    """Knows the length of every answer."""
-
-
 @dataclass(slots=True)
 class Run:
     """What became of the requests of one run, and what the decisions cost."""
@@ -89,6 +85,7 @@ def simulate(
     *,
     max_rows: int,
     seed: int = 0,
+    knows_all: bool = False,
     **knobs: Any,
 ) -> Run:
     """Serve a workload to its end."""
@@ -105,12 +102,19 @@ def simulate(
         rng=np.random.default_rng(seed),
         next_arrival=lambda: arrivals[coming],
     )
+    if knows_all:
+        # It is told as the longest possible answer what the answer will be.
+        workload = replace(workload, max_new_tokens=workload.new_tokens)
+        lengths = LengthPredictor(least=len(workload) + 1)
+        latency: OnlineLatency = KnownLatency(costs, len(ladder.depths), lambda: noise.slowdown(clock.now_ms))
+    else:
+        lengths, latency = LengthPredictor(), OnlineLatency(costs, len(ladder.depths))
     scheduler = Scheduler(
         engine,
         timed,
         ladder,
-        knobs.pop("latency", None) or OnlineLatency(costs, len(ladder.depths)),
-        knobs.pop("lengths", None) or LengthPredictor(),
+        latency,
+        lengths,
         clock=clock,
         max_rows=max_rows,
         on_end=lambda ticket, outcome: run.tickets.append((ticket, outcome)),
@@ -126,7 +130,7 @@ def simulate(
             )
             coming += 1
         is_busy = scheduler.step()
-    run.spent_ns, run.coverage = timed.spent_ns, scheduler.latency.coverage
+    run.spent_ns, run.coverage = timed.spent_ns, latency.coverage
     return run
 
 

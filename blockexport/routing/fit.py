@@ -1,4 +1,4 @@
-"""Which of the waiting requests can be taken in without breaking what the running ones were promised."""
+"""Who is in time at which depth, and how long the running can be held up."""
 
 from collections.abc import Sequence
 
@@ -7,40 +7,59 @@ from blockexport.routing.ticket import Ticket
 
 LOOK_AHEAD = 16
 
+_INF = float("inf")
 
-def room_ms(state: BatchState, rows: Sequence[Ticket], depth: int, num_more: int = 1) -> float:
-    """How long the running requests can be held up if their steps then have `num_more` rows more.
 
-    Requests that are late even without that do not count.
+class Rows:
+    """What the running requests still need, at the present speed.
+
+    Attributes:
+        left: steps, by request, as far as can be said.
+        limits: the greatest depth at which each is in time if nothing changes.
+        step: a step, as a line over depth.
+        sum_kv: tokens in their caches together.
     """
-    lengths, now = state.lengths, state.now_ms
-    sum_kv = sum(row.num_tokens for row in rows)
-    fixed, slope = state.latency.decode_line(len(rows), sum_kv)
-    alone_ms = fixed + depth * slope
-    fixed, slope = state.latency.decode_line(len(rows) + num_more, sum_kv * (1 + num_more / max(1, len(rows))))
+
+    __slots__ = ("_slack", "_state", "left", "limits", "step", "sum_kv")
+
+    def __init__(self, state: BatchState) -> None:
+        running, lengths, now = state.running, state.lengths, state.now_ms
+        self._state = state
+        self.sum_kv = sum([row.num_tokens for row in running])
+        self.step = fixed, slope = state.latency.decode_line(len(running), self.sum_kv)
+        self.left = [lengths.remaining(row.num_new, row.max_new_tokens) for row in running]
+        self._slack = [row.finish_by_ms(row.num_new + left) - now for row, left in zip(running, self.left, strict=True)]
+        self.limits = [
+            (min(slack / left, row.gap_ms) - fixed) / slope
+            for row, slack, left in zip(running, self._slack, self.left, strict=True)
+        ]
+
+    def room_ms(self, levels: Sequence[int]) -> float:
+        """How long all can be held up, each at its level, if one row joins them; those late anyhow do not count."""
+        num_rows, depths = len(levels), self._state.ladder.depths
+        fixed, slope = self._state.latency.decode_line(num_rows + 1, self.sum_kv * (num_rows + 1) / max(1, num_rows))
+        room = _INF
+        for row, level, left, slack, limit in zip(
+            self._state.running, levels, self.left, self._slack, self.limits, strict=True
+        ):
+            if depths[level] <= limit:
+                step_ms = fixed + depths[level] * slope
+                room = min(room, slack - left * step_ms, row.gap_ms - step_ms)
+        return room
+
+
+def fits(state: BatchState, ticket: Ticket, level: int, rows: Rows, room_ms: float) -> bool:
+    """Whether a waiting request, taken in now at a level, is in time and makes nobody late."""
+    depth, latency = state.ladder.depths[level], state.latency
+    fixed, slope = latency.prefill_line(ticket.prompt_tokens)
+    prompt_ms = fixed + depth * slope
+    steps = state.lengths.remaining(0, ticket.max_new_tokens) - 1
+    fixed, slope = latency.decode_line(len(state.running) + 1, rows.sum_kv + ticket.prompt_tokens + steps / 2)
     step_ms = fixed + depth * slope
-    room = float("inf")
-    for row in rows:
-        left = lengths.remaining(row.num_new, row.max_new_tokens)
-        slack = row.finish_by_ms(row.num_new + left) - now
-        if left * alone_ms <= slack:
-            room = min(room, slack - left * step_ms)
-    return room
-
-
-def first_that_fits(state: BatchState, depth: int) -> Ticket | None:
-    """The first of the waiting, within a short look-ahead, that can be in time at a depth and makes nobody late."""
-    rows, now, latency = state.running, state.now_ms, state.latency
-    room = room_ms(state, rows, depth)
-    sum_kv = sum(row.num_tokens for row in rows)
-    for ticket in state.waiting[:LOOK_AHEAD]:
-        fixed, slope = latency.prefill_line(ticket.prompt_tokens)
-        prompt_ms = fixed + depth * slope
-        if prompt_ms > room:
-            continue
-        left = state.lengths.remaining(0, ticket.max_new_tokens)
-        fixed, slope = latency.decode_line(len(rows) + 1, sum_kv + ticket.prompt_tokens + left / 2)
-        if now + prompt_ms <= ticket.first_by_ms:
-            if now + prompt_ms + (left - 1) * (fixed + depth * slope) <= ticket.end_by_ms:
-                return ticket
-    return None
+    first_ms = state.now_ms + prompt_ms
+    return (
+        prompt_ms <= room_ms
+        and first_ms <= ticket.first_by_ms
+        and first_ms + steps * step_ms <= ticket.end_by_ms
+        and step_ms <= min(ticket.gap_ms, ticket.tpot_ms)
+    )

@@ -1,16 +1,19 @@
 """The levels as decisions see them: depths, and what each is worth."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 from blockexport.core.quality import Quality
 from blockexport.errors import ConfigError, RequestError
 from blockexport.routing.contract import Contract
+from blockexport.routing.frontier import Frontier, frontier
 from blockexport.routing.router import RoutableLevel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ladder:
     """Levels by index, deepest first.
 
@@ -51,6 +54,22 @@ class Ladder:
             tags = {None: metric} | {n.partition("/")[2]: n for n in found[0].metrics if n.startswith(f"{metric}/")}
             worth = {tag: _falling([quality.metrics[name].value for quality in found]) for tag, name in tags.items()}
         return cls(tuple(level.name for level in ordered), depths, worth)
+
+    @cached_property
+    def _negative_depths(self) -> tuple[int, ...]:
+        return tuple(-depth for depth in self.depths)
+
+    def deepest_within(self, limit: float) -> int:
+        """Index of the deepest level whose depth is within a limit; the number of levels if there is none."""
+        return bisect_left(self._negative_depths, -limit)
+
+    def frontier_of(self, contract: Contract) -> Frontier:
+        """Which level a price asks for, for a request.
+
+        Raises:
+            RequestError: the task tag is unknown.
+        """
+        return frontier(self.depths, self.worth_of(contract))
 
     def worth_of(self, contract: Contract) -> tuple[float, ...]:
         """What each level is worth to a request.

@@ -46,13 +46,13 @@ class OnlineLatency:
 
     def prefill_line(self, new_tokens: float, cached_tokens: float = 0.0) -> Line:
         """A prefill at the present speed, as a line over depth."""
-        factor = self._slowdown.factor
+        factor = self.slowdown
         fixed, slope = self.costs.prefill_line(new_tokens, cached_tokens)
         return factor * fixed, factor * slope
 
     def decode_line(self, num_rows: float, sum_kv_tokens: float) -> Line:
         """A decode step at the present speed, as a line over depth."""
-        factor = self._slowdown.factor
+        factor = self.slowdown
         fixed, slope = self.costs.decode_line(num_rows, sum_kv_tokens)
         return factor * fixed, factor * slope
 

@@ -109,5 +109,3 @@ class StepPolicy(Protocol):
     def decide(self, state: BatchState, /) -> StepPlan:
         """What comes next; something runs or waits."""
         ...
-
-

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from blockexport.routing.contract import Contract
+from blockexport.routing.frontier import Frontier
 
 
 @dataclass(slots=True, eq=False)
@@ -17,6 +18,7 @@ class Ticket:
         max_new_tokens: most tokens of the answer.
         contract: its terms.
         worth: what a token of each level is worth to it, deepest first.
+        frontier: which level a price of a block asks for.
         shallowest: index of the shallowest level that keeps its quality floor.
         num_prefilled: prompt tokens that were run.
         num_new: tokens handed out.
@@ -41,6 +43,7 @@ class Ticket:
     max_new_tokens: int
     contract: Contract
     worth: tuple[float, ...]
+    frontier: Frontier
     shallowest: int
     num_prefilled: int = 0
     num_new: int = 0

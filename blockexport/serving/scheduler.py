@@ -86,8 +86,16 @@ class Scheduler:
             RequestError: the ladder cannot keep the contract at any time.
         """
         now = self._clock()
-        worth, shallowest = self._ladder.worth_of(contract), self._ladder.shallowest_for(contract)
-        ticket = Ticket(self._num_arrived, now, prompt_tokens, max_new_tokens, contract, worth, shallowest)
+        ticket = Ticket(
+            number=self._num_arrived,
+            arrived_ms=now,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            contract=contract,
+            worth=self._ladder.worth_of(contract),
+            frontier=self._ladder.frontier_of(contract),
+            shallowest=self._ladder.shallowest_for(contract),
+        )
         self._num_arrived += 1
         if self._policy.sheds and self._is_hopeless(ticket, now):
             return self._refuse(ticket, "no level keeps the budget, even with the host to itself", None)

@@ -19,9 +19,7 @@ class StepRunner:
         clock: milliseconds, monotonic.
     """
 
-    def __init__(
-        self, engine: StepEngine, ladder: Ladder, latency: OnlineLatency, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, engine: StepEngine, ladder: Ladder, latency: OnlineLatency, clock: Callable[[], float]) -> None:
         self._engine, self._depths, self._latency, self._clock = engine, ladder.depths, latency, clock
 
     def tokens_within(self, limit_ms: float, first: int, rest: int, level: int) -> int:

@@ -8,7 +8,7 @@ from blockexport.routing.ladder import Ladder
 from blockexport.routing.policy import RoutingPolicy
 from blockexport.routing.step import BatchState, Order, StepPlan
 from blockexport.routing.ticket import Ticket
-from blockexport.routing.turn import go_on
+from blockexport.routing.turn import take_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class AtAdmission:
         return len(ladder.depths) - 1
 
     def decide(self, state: BatchState, /) -> StepPlan:
-        """Take in the first of the waiting at the level of the rule, else go on."""
-        if not state.has_room:
-            return go_on(state, [row.level for row in state.running], "the level it was taken in at")
-        head = state.waiting[0]
-        budget = self._budget(head, state.now_ms)
-        choice = self.rule.choose(self._estimates(state, head), budget)
-        level = state.ladder.names.index(choice.picked.level)
-        return StepPlan("prefill", (head,), min(level, head.shallowest), choice.reason)
+        """Take in at the level of the rule, else go on."""
+        levels = [row.level for row in state.running]
+        why = f"the level that {self.rule.name} gave it"
+        return take_turn(state, levels, lambda ticket: self._level(state, ticket), why, careful=self.sheds)
+
+    def _level(self, state: BatchState, ticket: Ticket) -> int:
+        choice = self.rule.choose(self._estimates(state, ticket), self._budget(ticket, state.now_ms))
+        return min(state.ladder.names.index(choice.picked.level), ticket.shallowest)
 
     def _budget(self, head: Ticket, now_ms: float) -> LatencyBudget | None:
         if not self.sees_now or head.contract.budget is None or head.contract.budget.e2e_ms is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.step import BatchState, Order, StepPlan
-from blockexport.routing.turn import serve_at
+from blockexport.routing.turn import row_level, take_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +32,6 @@ class FixedDepth:
 
     def decide(self, state: BatchState, /) -> StepPlan:
         """Serve at the level."""
-        return serve_at(state, self.shallowest(state.ladder), "the only level of this policy", careful=self.sheds)
+        level = self.shallowest(state.ladder)
+        levels = [row_level(row, level) for row in state.running]
+        return take_turn(state, levels, lambda _ticket: level, "the only level of this policy", careful=self.sheds)

@@ -8,19 +8,16 @@ with nobody waiting time is free, and everyone runs at the deepest level that is
 Times are lines over depth, so the deepest depth at which a request is in time is one division.
 """
 
-from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from blockexport.routing.costs import Line
-from blockexport.routing.fit import LOOK_AHEAD
-from blockexport.routing.frontier import frontier
+from blockexport.routing.fit import LOOK_AHEAD, Rows
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.step import BatchState, Order, StepPlan
 from blockexport.routing.ticket import Ticket
 from blockexport.routing.turn import go_on, row_level
-
-_INF = float("inf")
 
 
 class _Pick(NamedTuple):
@@ -71,7 +68,7 @@ class Priced:
         """Take in the first of the waiting that is worth its time and breaks no promise, else go on."""
         num_waiting = len(state.waiting)
         price = self.price_factor * state.earned_per_ms * num_waiting / (num_waiting + 1)
-        rows = _Rows(state)
+        rows = Rows(state)
         levels = [self._row_level(state, row, rows, price, index) for index, row in enumerate(state.running)]
         if state.has_room:
             found = self._take_in(state, rows, levels, price)
@@ -81,21 +78,20 @@ class Priced:
         facts = {"price_per_ms": price, "depth_limit": rows.limits[0]}
         return go_on(state, levels, "the most urgent answer, and those at its level", facts)
 
-    def _row_level(self, state: BatchState, row: Ticket, rows: "_Rows", price: float, index: int) -> int:
-        depths = state.ladder.depths
-        left, total = rows.left[index], row.num_new + rows.left[index]
-        share = rows.step[1] * total / len(rows.left)
-        level = max(frontier(depths, row.worth).at(price * share), _deepest(rows.negative, rows.limits[index]))
+    def _row_level(self, state: BatchState, row: Ticket, rows: Rows, price: float, index: int) -> int:
+        left, limit = rows.left[index], rows.limits[index]
+        share = rows.step[1] * (row.num_new + left) / len(rows.left)
+        level = max(row.frontier.at(price * share / row.contract.weight), state.ladder.deepest_within(limit))
         if level < row.level and (
             row.num_new - row.switched_at < self.dwell_tokens
             or left < self.dwell_tokens
-            or depths[level] * (1 + self.margin) > rows.limits[index]
+            or state.ladder.depths[level] * (1 + self.margin) > limit
         ):
             level = row.level
         return row_level(row, level, self.max_missing)
 
-    def _take_in(self, state: BatchState, rows: "_Rows", levels: list[int], price: float) -> _Pick | None:
-        room_ms = rows.room_ms(state, levels)
+    def _take_in(self, state: BatchState, rows: Rows, levels: list[int], price: float) -> _Pick | None:
+        room_ms = rows.room_ms(levels)
         # With nobody running, time that nobody is worth is better given away than lost.
         for share in (1.0,) if state.running else (1.0, 0.5, 0.25, 0.125, 0.0):
             for pick in _worth_their_time(state, rows, levels, share * price):
@@ -107,54 +103,14 @@ class Priced:
         return _Pick(head, head.shallowest, 0.0, 0.0)
 
 
-class _Rows:
-    """What the running requests need: steps left, time of a step now and with one row more, and depth limits."""
-
-    __slots__ = ("left", "limits", "negative", "next_step", "room", "slack", "step", "sum_kv")
-
-    def __init__(self, state: BatchState) -> None:
-        running, lengths, now = state.running, state.lengths, state.now_ms
-        self.negative = [-depth for depth in state.ladder.depths]
-        self.sum_kv = sum([row.num_tokens for row in running])
-        self.step = fixed, slope = state.latency.decode_line(len(running), self.sum_kv)
-        self.left = [lengths.remaining(row.num_new, row.max_new_tokens) for row in running]
-        self.slack = [
-            row.finish_by_ms(row.num_new + left) - now for row, left in zip(running, self.left, strict=True)
-        ]
-        self.limits = [
-            (min(slack / left, row.gap_ms) - fixed) / slope
-            for row, slack, left in zip(running, self.slack, self.left, strict=True)
-        ]
-
-    def room_ms(self, state: BatchState, levels: list[int]) -> float:
-        """How long the running can be held up at their levels, with one row more; those late anyway do not count."""
-        num_rows = len(levels)
-        if not num_rows:
-            return _INF
-        depths = state.ladder.depths
-        fixed, slope = state.latency.decode_line(num_rows + 1, self.sum_kv * (num_rows + 1) / num_rows)
-        room = _INF
-        for row, level, left, slack, limit in zip(
-            state.running, levels, self.left, self.slack, self.limits, strict=True
-        ):
-            if depths[level] <= limit:
-                step_ms = fixed + depths[level] * slope
-                room = min(room, slack - left * step_ms, row.gap_ms - step_ms)
-        return room
-
-
-def _deepest(negative_depths: list[int], limit: float) -> int:
-    """Index of the deepest level within a limit on the depth; the shallowest if there is none."""
-    return min(bisect_left(negative_depths, -limit), len(negative_depths) - 1)
-
-
-def _worth_their_time(state: BatchState, rows: _Rows, levels: list[int], price: float) -> list[_Pick]:
+def _worth_their_time(state: BatchState, rows: Rows, levels: list[int], price: float) -> Iterator[_Pick]:
     """Of the first of the waiting those that can be in time, one after the other, at a level worth the price.
 
     Work ahead of a request is that of the running and of those picked before it, at their levels. It is shared with as
     many rows as there can be, but no request ends before its own prompt and steps have passed.
     """
-    depths, latency, now, negative = state.ladder.depths, state.latency, state.now_ms, rows.negative
+    ladder, latency, now = state.ladder, state.latency, state.now_ms
+    depths = ladder.depths
     waiting = state.waiting[:LOOK_AHEAD]
     num_rows = min(state.max_rows, len(levels) + len(waiting))
     shown = waiting[: num_rows - len(levels)]
@@ -165,7 +121,6 @@ def _worth_their_time(state: BatchState, rows: _Rows, levels: list[int], price: 
         [left * (share_fixed + depths[level] * share_slope) for left, level in zip(rows.left, levels, strict=True)]
     )
     prompts_ms = 0.0
-    picks = []
     for ticket in waiting:
         prompt_fixed, prompt_slope = latency.prefill_line(ticket.prompt_tokens, ticket.num_prefilled)
         steps = state.lengths.remaining(0, ticket.max_new_tokens) - 1
@@ -177,14 +132,14 @@ def _worth_their_time(state: BatchState, rows: _Rows, levels: list[int], price: 
             (ticket.first_by_ms - now - prompts_ms - prompt_fixed) / prompt_slope,
             (min(ticket.gap_ms, ticket.tpot_ms) - step_fixed) / step_slope,
         )
-        wanted = min(frontier(depths, ticket.worth).at(price * cost[1]), ticket.shallowest)
-        level = max(wanted, bisect_left(negative, -limit))
+        weight = ticket.contract.weight
+        wanted = min(ticket.frontier.at(price * cost[1] / weight), ticket.shallowest)
+        level = max(wanted, ladder.deepest_within(limit))
         if level > ticket.shallowest:
             continue
         cost_ms = cost[0] + depths[level] * cost[1]
-        if ticket.worth[level] * ticket.contract.weight > price * cost_ms:
+        if ticket.worth[level] * weight > price * cost_ms:
             prompt_ms = prompt_fixed + depths[level] * prompt_slope
-            picks.append(_Pick(ticket, level, limit, prompt_ms))
+            yield _Pick(ticket, level, limit, prompt_ms)
             work_ms += cost_ms
             prompts_ms += prompt_ms
-    return picks

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.step import BatchState, Order, StepPlan
 from blockexport.routing.ticket import Ticket
-from blockexport.routing.turn import serve_at
+from blockexport.routing.turn import row_level, take_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class SlackFit:
         narrowed = replace(state, max_rows=max(rows, len(state.running)))
         facts = {"slack_ms": slack_ms, "rows": rows}
         why = "the bucket below the slack of the most urgent"
-        return serve_at(narrowed, -minus_level, why, careful=True, facts=facts)
+        levels = [row_level(row, -minus_level) for row in state.running]
+        return take_turn(narrowed, levels, lambda _ticket: -minus_level, why, careful=True, facts=facts)
 
     def _pairs(self, state: BatchState, leader: Ticket) -> list[tuple[float, int, int]]:
         """Latency, rows and negative level of each pair."""
