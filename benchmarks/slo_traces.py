@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,9 +48,8 @@ def read_azure(path: Path, limit: int | None) -> tuple[Any, Any, Any]:
 
     The columns are TIMESTAMP, ContextTokens and GeneratedTokens; the file may be gzipped.
     """
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        rows = list(csv.DictReader(file))[:limit]
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = list(csv.DictReader(io.StringIO(raw.decode())))[:limit]
     # Seven digits of a second, of which Python reads six.
     times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
     prompt = np.array([max(1, int(row["ContextTokens"])) for row in rows])

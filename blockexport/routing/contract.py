@@ -36,7 +36,7 @@ class Contract:
         if self.min_quality is not None and not 0 <= self.min_quality <= 1:
             msg = f"min_quality is {self.min_quality}; give a number from 0 to 1, or none"
             raise ConfigError(msg)
-        if not isinstance(self.priority, int) or abs(self.priority) > MAX_PRIORITY:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             msg = f"priority is {self.priority!r}; give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"
             raise ConfigError(msg)
         if self.on_miss not in get_args(OnMiss):

@@ -22,17 +22,21 @@ class Rows:
 
     __slots__ = ("_slack", "_state", "left", "limits", "step", "sum_kv")
 
+    left: list[float]
+    limits: list[float]
+
     def __init__(self, state: BatchState) -> None:
-        running, lengths, now = state.running, state.lengths, state.now_ms
+        now, remaining = state.now_ms, state.lengths.remaining
         self._state = state
-        self.sum_kv = sum([row.num_tokens for row in running])
-        self.step = fixed, slope = state.latency.decode_line(len(running), self.sum_kv)
-        self.left = [lengths.remaining(row.num_new, row.max_new_tokens) for row in running]
-        self._slack = [row.finish_by_ms(row.num_new + left) - now for row, left in zip(running, self.left, strict=True)]
-        self.limits = [
-            (min(slack / left, row.gap_ms) - fixed) / slope
-            for row, slack, left in zip(running, self._slack, self.left, strict=True)
-        ]
+        self.sum_kv = sum(row.num_tokens for row in state.running)
+        self.step = fixed, slope = state.latency.decode_line(len(state.running), self.sum_kv)
+        self.left, self._slack, self.limits = [], [], []
+        for row in state.running:
+            left = remaining(row.num_new, row.max_new_tokens)
+            slack = row.finish_by_ms(row.num_new + left) - now
+            self.left.append(left)
+            self._slack.append(slack)
+            self.limits.append((min(slack / left, row.gap_ms) - fixed) / slope)
 
     def room_ms(self, levels: Sequence[int]) -> float:
         """How long all can be held up, each at its level, if one row joins them; those late anyhow do not count."""

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +41,4 @@ def frontier(depths: tuple[int, ...], worth: tuple[float, ...]) -> Frontier:
             chain.pop()
         chain.append(level)
     chain.reverse()
-    return Frontier(tuple(chain), tuple(gain(deep, next_) for deep, next_ in zip(chain, chain[1:], strict=False)))
+    return Frontier(tuple(chain), tuple(gain(deep, next_) for deep, next_ in pairwise(chain)))

@@ -103,5 +103,5 @@ def _judged_by(quality: Quality) -> str | None:
 
 
 def _falling(values: list[float]) -> tuple[float, ...]:
-    """Each value, but no more than the one before it: noise of a measurement is no reason to prefer a shallower level."""
+    """Each value, but no more than the one before it: noise is no reason to prefer a shallower level."""
     return tuple(max(0.0, min(1.0, *values[: index + 1])) for index in range(len(values)))

@@ -9,9 +9,9 @@ class QuantileTracker:
     """Online quantile of scores, moved against its own mistakes.
 
     After each score, q moves by `rate * (missed - alpha)`. For scores within [-b, b], of any origin and drift, the
-    share of scores above q then differs from alpha by at most (2b + rate) / (rate * T) after T scores (Gibbs and Candès,
-    arXiv 2106.00170, and later work on quantile tracking): a promise about the long run, not about a burst. There is no
-    floor below q, for the argument fails once it holds.
+    share of scores above q then differs from alpha by at most (2b + rate) / (rate * T) after T scores (after Gibbs and
+    Candès, arXiv 2106.00170): a promise about the long run, not about a burst. There is no floor below q, for the
+    argument fails once it holds.
 
     Args:
         alpha: share of scores that may lie above the quantile.

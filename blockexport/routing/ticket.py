@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from blockexport.routing.contract import Contract
+from blockexport.routing.costs import Line
 from blockexport.routing.frontier import Frontier
 
 
@@ -20,13 +21,15 @@ class Ticket:
         worth: what a token of each level is worth to it, deepest first.
         frontier: which level a price of a block asks for.
         shallowest: index of the shallowest level that keeps its quality floor.
+        prompt_line: what its prompt takes on the host as profiled.
         num_prefilled: prompt tokens that were run.
         num_new: tokens handed out.
         first_ms: when the first token was handed out; NaN before.
         last_ms: when the last token was; NaN before the first.
         level: level that ran last; -1 before the first.
         filled: by level, how many of its first tokens lie in the caches of all its blocks.
-        worth_sum: worth of the tokens handed out.
+        tokens_at: by level, tokens handed out.
+        worth_sum: their worth together.
         busy_ms: engine time that it took part in, shared out by rows.
         num_switches: changes of level between two tokens.
         switched_at: tokens handed out at the last of them.
@@ -35,6 +38,8 @@ class Ticket:
         first_by_ms: when the first token has to be out.
         gap_ms: longest time allowed between two tokens.
         tpot_ms: mean time allowed for each token after the first.
+        has_pace: whether anything but its end is limited.
+        weight: how much it counts beside others.
     """
 
     number: int
@@ -45,12 +50,14 @@ class Ticket:
     worth: tuple[float, ...]
     frontier: Frontier
     shallowest: int
+    prompt_line: Line
     num_prefilled: int = 0
     num_new: int = 0
     first_ms: float = math.nan
     last_ms: float = math.nan
     level: int = -1
     filled: list[int] = field(default_factory=list)
+    tokens_at: list[int] = field(default_factory=list)
     worth_sum: float = 0.0
     busy_ms: float = 0.0
     num_switches: int = 0
@@ -60,15 +67,19 @@ class Ticket:
     first_by_ms: float = math.inf
     gap_ms: float = math.inf
     tpot_ms: float = math.inf
+    has_pace: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
-        self.filled = [0] * len(self.worth)
+        self.filled, self.tokens_at = [0] * len(self.worth), [0] * len(self.worth)
         budget = self.contract.budget
         if budget is not None:
             self.end_by_ms = self.arrived_ms + (budget.e2e_ms or math.inf)
             self.first_by_ms = self.arrived_ms + (budget.ttft_ms or math.inf)
             self.gap_ms = budget.gap_ms or math.inf
             self.tpot_ms = budget.tpot_ms or math.inf
+        self.has_pace = min(self.first_by_ms, self.gap_ms, self.tpot_ms) < math.inf
+        self.weight = self.contract.weight
 
     @property
     def num_tokens(self) -> int:
@@ -85,6 +96,13 @@ class Ticket:
         if self.num_new and self.tpot_ms != math.inf:
             return min(self.end_by_ms, self.first_ms + self.tpot_ms * (num_new - 1))
         return self.end_by_ms
+
+    def hand_out(self, num_tokens: int, now_ms: float) -> None:
+        """Note tokens that came at its level."""
+        self.num_new += num_tokens
+        self.last_ms = now_ms
+        self.tokens_at[self.level] += num_tokens
+        self.worth_sum += num_tokens * self.worth[self.level]
 
     def missing(self, level: int) -> int:
         """Tokens that a level has to run again before it can go on."""

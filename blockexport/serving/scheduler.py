@@ -95,6 +95,7 @@ class Scheduler:
             worth=self._ladder.worth_of(contract),
             frontier=self._ladder.frontier_of(contract),
             shallowest=self._ladder.shallowest_for(contract),
+            prompt_line=self._latency.costs.prefill_line(prompt_tokens),
         )
         self._num_arrived += 1
         if self._policy.sheds and self._is_hopeless(ticket, now):
@@ -194,7 +195,7 @@ class Scheduler:
     def _complete(self, ticket: Ticket) -> None:
         self._lengths.observe(ticket.num_new, ticket.max_new_tokens)
         if ticket.kept():
-            self._earnings.observe(ticket.worth_sum / ticket.num_new * ticket.contract.weight, ticket.busy_ms)
+            self._earnings.observe(ticket.worth_sum / ticket.num_new * ticket.weight, ticket.busy_ms)
         self._end(ticket, "served")
 
     def _end(self, ticket: Ticket, outcome: Outcome) -> None:

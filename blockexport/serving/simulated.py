@@ -18,6 +18,7 @@ class VirtualClock:
     now_ms: float = 0.0
 
     def __call__(self) -> float:
+        """The time."""
         return self.now_ms
 
 
@@ -66,7 +67,7 @@ class SimulatedEngine:
         noise = 1.0 + (self._noise() - 1.0) / math.sqrt(num_steps)
         self._clock.now_ms += num_steps * profiled * self._slowdown(self._clock.now_ms) * noise
 
-    def extend(self, ticket: Ticket, level: int, first: int, num_tokens: int, /) -> None:
+    def extend(self, _ticket: Ticket, level: int, first: int, num_tokens: int, /) -> None:
         """Let a prefill pass."""
         self._pass(self._costs.prefill_line(num_tokens, first), level)
 
@@ -85,5 +86,5 @@ class SimulatedEngine:
         self._pass(self._costs.decode_line(len(tickets), sum_kv + len(tickets) * (taken - 1) / 2), level, taken)
         return taken, [ticket for ticket, left in zip(tickets, lefts, strict=True) if left == taken]
 
-    def release(self, ticket: Ticket, /) -> None:
+    def release(self, _ticket: Ticket, /) -> None:
         """Nothing is held."""

@@ -45,9 +45,8 @@ class StepRunner:
     def begin(self, ticket: Ticket) -> bool:
         """Hand out the first token; whether the answer ends with it."""
         has_ended = self._engine.begin(ticket)
-        ticket.num_new = 1
-        ticket.first_ms = ticket.last_ms = self._clock()
-        ticket.worth_sum = ticket.worth[ticket.level]
+        ticket.hand_out(1, self._clock())
+        ticket.first_ms = ticket.last_ms
         return has_ended
 
     def decode(self, tickets: Sequence[Ticket], level: int, num_steps: int) -> Sequence[Ticket]:
@@ -71,9 +70,7 @@ class StepRunner:
             first_gap_ms = begun_ms - ticket.last_ms + (now - begun_ms) / taken
             ticket.longest_gap_ms = max(ticket.longest_gap_ms, first_gap_ms)
             ticket.busy_ms += (now - begun_ms) / num_rows
-            ticket.num_new += taken
-            ticket.last_ms = now
-            ticket.worth_sum += taken * ticket.worth[level]
+            ticket.hand_out(taken, now)
             _fill(ticket, level, ticket.num_tokens)
         return ended
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from blockexport.routing.costs import Line
 from blockexport.routing.fit import LOOK_AHEAD, Rows
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.step import BatchState, Order, StepPlan
@@ -69,7 +68,7 @@ class Priced:
         num_waiting = len(state.waiting)
         price = self.price_factor * state.earned_per_ms * num_waiting / (num_waiting + 1)
         rows = Rows(state)
-        levels = [self._row_level(state, row, rows, price, index) for index, row in enumerate(state.running)]
+        levels = self._row_levels(state, rows, price)
         if state.has_room:
             found = self._take_in(state, rows, levels, price)
             if found is not None:
@@ -78,17 +77,19 @@ class Priced:
         facts = {"price_per_ms": price, "depth_limit": rows.limits[0]}
         return go_on(state, levels, "the most urgent answer, and those at its level", facts)
 
-    def _row_level(self, state: BatchState, row: Ticket, rows: Rows, price: float, index: int) -> int:
-        left, limit = rows.left[index], rows.limits[index]
-        share = rows.step[1] * (row.num_new + left) / len(rows.left)
-        level = max(row.frontier.at(price * share / row.contract.weight), state.ladder.deepest_within(limit))
-        if level < row.level and (
-            row.num_new - row.switched_at < self.dwell_tokens
-            or left < self.dwell_tokens
-            or state.ladder.depths[level] * (1 + self.margin) > limit
-        ):
-            level = row.level
-        return row_level(row, level, self.max_missing)
+    def _row_levels(self, state: BatchState, rows: Rows, price: float) -> list[int]:
+        """Down at once; up only with slack, some tokens from the last change and from the end, and if cheap."""
+        ladder, dwell = state.ladder, self.dwell_tokens
+        share = price * rows.step[1] / max(1, len(rows.left))
+        levels = []
+        for row, left, limit in zip(state.running, rows.left, rows.limits, strict=True):
+            level = max(row.frontier.at(share * (row.num_new + left) / row.weight), ladder.deepest_within(limit))
+            if level < row.level:
+                is_settled = row.num_new - row.switched_at >= dwell and left >= dwell
+                has_slack = ladder.depths[level] * (1 + self.margin) <= limit
+                level = row_level(row, level, self.max_missing) if is_settled and has_slack else row.level
+            levels.append(min(level, row.shallowest))
+        return levels
 
     def _take_in(self, state: BatchState, rows: Rows, levels: list[int], price: float) -> _Pick | None:
         room_ms = rows.room_ms(levels)
@@ -114,31 +115,35 @@ def _worth_their_time(state: BatchState, rows: Rows, levels: list[int], price: f
     waiting = state.waiting[:LOOK_AHEAD]
     num_rows = min(state.max_rows, len(levels) + len(waiting))
     shown = waiting[: num_rows - len(levels)]
-    full = latency.decode_line(num_rows, rows.sum_kv + sum([ticket.prompt_tokens for ticket in shown]))
+    full = latency.decode_line(num_rows, rows.sum_kv + sum(ticket.prompt_tokens for ticket in shown))
     share_fixed, share_slope = full[0] / num_rows, full[1] / num_rows
     step_fixed, step_slope = latency.decode_line(len(levels) + 1, rows.sum_kv + waiting[0].prompt_tokens)
     work_ms = sum(
-        [left * (share_fixed + depths[level] * share_slope) for left, level in zip(rows.left, levels, strict=True)]
+        left * (share_fixed + depths[level] * share_slope) for left, level in zip(rows.left, levels, strict=True)
     )
-    prompts_ms = 0.0
+    factor, prompts_ms = latency.slowdown, 0.0
     for ticket in waiting:
-        prompt_fixed, prompt_slope = latency.prefill_line(ticket.prompt_tokens, ticket.num_prefilled)
         steps = state.lengths.remaining(0, ticket.max_new_tokens) - 1
-        cost: Line = (prompt_fixed + steps * share_fixed, prompt_slope + steps * share_slope)
+        prompt_fixed, prompt_slope = ticket.prompt_line
+        prompt_fixed, prompt_slope = factor * prompt_fixed, factor * prompt_slope
+        cost_fixed, cost_slope = prompt_fixed + steps * share_fixed, prompt_slope + steps * share_slope
         slack = ticket.end_by_ms - now
         limit = min(
             (slack - prompts_ms - prompt_fixed - steps * step_fixed) / (prompt_slope + steps * step_slope),
-            (slack - work_ms - cost[0]) / cost[1],
-            (ticket.first_by_ms - now - prompts_ms - prompt_fixed) / prompt_slope,
-            (min(ticket.gap_ms, ticket.tpot_ms) - step_fixed) / step_slope,
+            (slack - work_ms - cost_fixed) / cost_slope,
         )
-        weight = ticket.contract.weight
-        wanted = min(ticket.frontier.at(price * cost[1] / weight), ticket.shallowest)
-        level = max(wanted, ladder.deepest_within(limit))
-        if level > ticket.shallowest:
+        if ticket.has_pace:
+            limit = min(
+                limit,
+                (ticket.first_by_ms - now - prompts_ms - prompt_fixed) / prompt_slope,
+                (min(ticket.gap_ms, ticket.tpot_ms) - step_fixed) / step_slope,
+            )
+        if limit < depths[ticket.shallowest]:
             continue
-        cost_ms = cost[0] + depths[level] * cost[1]
-        if ticket.worth[level] * weight > price * cost_ms:
+        level = max(ticket.frontier.at(price * cost_slope / ticket.weight), ladder.deepest_within(limit))
+        level = min(level, ticket.shallowest)
+        cost_ms = cost_fixed + depths[level] * cost_slope
+        if ticket.worth[level] * ticket.weight > price * cost_ms:
             prompt_ms = prompt_fixed + depths[level] * prompt_slope
             yield _Pick(ticket, level, limit, prompt_ms)
             work_ms += cost_ms

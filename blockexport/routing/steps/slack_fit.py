@@ -12,10 +12,10 @@ from blockexport.routing.turn import row_level, take_turn
 class SlackFit:
     """Of the (level, rows) pairs whose latency comes closest below the slack of the most urgent, the widest.
 
-    The latencies of all pairs, each that of the rest of the most urgent request in a batch so wide, are put into buckets
-    of equal size. The bucket just below the slack is taken, and in it the pair with the most rows, then the deepest. Where
-    the paper dispatches a batch once, this is decided anew before each step. Queue order and shedding are those of the
-    other policies.
+    The latencies of all pairs, each that of the rest of the most urgent request in a batch so wide, are put into
+    buckets of equal size. The bucket just below the slack is taken, and in it the pair with the most rows, then the
+    deepest. Where the paper dispatches a batch once, this is decided anew before each step. Queue order and shedding
+    are those of the other policies.
 
     Attributes:
         num_buckets: buckets.
