@@ -21,6 +21,7 @@ class OnlineLatency:
         costs: the fit.
         num_levels: levels of the ladder.
         alpha: share of blocks that may take longer than their bound.
+        first_quantile: of the logarithm of observed / predicted time, before anything was observed.
 
     Attributes:
         costs: the fit.
@@ -28,12 +29,14 @@ class OnlineLatency:
         coverage: how the bounds have held.
     """
 
-    def __init__(self, costs: StepCosts, num_levels: int, alpha: float = 0.05) -> None:
+    def __init__(self, costs: StepCosts, num_levels: int, alpha: float = 0.05, first_quantile: float = 0.0) -> None:
         self.costs, self.alpha = costs, alpha
         self.coverage = Coverage()
         self._slowdown = SlowdownTracker()
         phases: tuple[StepPhase, ...] = ("prefill", "decode")
-        self._quantiles = {p: [QuantileTracker(alpha, _RATE) for _ in range(num_levels)] for p in phases}
+        self._quantiles = {
+            p: [QuantileTracker(alpha, _RATE, first_quantile) for _ in range(num_levels)] for p in phases
+        }
 
     @property
     def slowdown(self) -> float:

@@ -37,7 +37,8 @@ class QuantileTracker:
 class Coverage:
     """Share of observations within their bound: overall, by level, and in the worst minute.
 
-    The minute slides by seconds; one with fewer than `least` observations is not counted.
+    The minute slides by seconds. One with fewer than `least` observations is not counted, nor is one that began before
+    the first of them.
     """
 
     def __init__(self, least: int = 100) -> None:
@@ -46,10 +47,12 @@ class Coverage:
         self._seconds: deque[tuple[int, list[int]]] = deque()
         self._window = [0, 0]
         self._worst: float | None = None
+        self._first_second: int | None = None
 
     def observe(self, level: int, now_ms: float, *, is_within: bool) -> None:
         """Count one observation; times must not fall."""
         second = int(now_ms // 1000)
+        self._first_second = second if self._first_second is None else self._first_second
         if not self._seconds or self._seconds[-1][0] != second:
             self._close(second)
         for counts in (self._by_level.setdefault(level, [0, 0]), self._seconds[-1][1], self._window):
@@ -57,7 +60,8 @@ class Coverage:
             counts[1] += 1
 
     def _close(self, second: int) -> None:
-        self._note_window()
+        if self._seconds:
+            self._note_window()
         while self._seconds and self._seconds[0][0] <= second - _WINDOW_S:
             _, (within, total) = self._seconds.popleft()
             self._window[0] -= within
@@ -66,6 +70,8 @@ class Coverage:
 
     def _note_window(self) -> None:
         within, total = self._window
+        if self._first_second is None or self._seconds[-1][0] - self._first_second < _WINDOW_S - 1:
+            return
         if total >= self._least:
             share = within / total
             self._worst = share if self._worst is None else min(self._worst, share)
