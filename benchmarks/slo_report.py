@@ -117,7 +117,9 @@ def _verdicts(rows: list[Row], decision_us: Row) -> list[str]:
     if worst:
         slowest = max(row["recovery_ms"]["max"] for row in noisy)
         lines.append(f"- Worst minute covered with steps of 1.7x: {min(worst):.3f} (to reach: 0.9 of a nominal 0.95).")
-        lines.append(f"- A change of the host's speed is followed within {slowest:.0f} ms at most (to reach: 2000).")
+        lines.append(
+            f"- A change of the host's speed is followed within {slowest:.0f} ms of engine time at most (to reach: 2000)."
+        )
     lines.append(
         f"- A decision with {decision_us['levels']} levels, {decision_us['waiting']} waiting and "
         f"{decision_us['running']} running takes {decision_us['p50']:.0f} us (p50), {decision_us['p99']:.0f} us (p99), "

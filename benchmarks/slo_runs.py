@@ -20,6 +20,8 @@ from blockexport.routing.ticket import Ticket
 from blockexport.serving.scheduler import Outcome, Scheduler
 from blockexport.serving.simulated import SimulatedEngine, VirtualClock
 
+# 0.95 quantile of the standard normal distribution.
+_NORMAL_P95 = 1.645
 # A slowdown is followed once the estimate is this close to it.
 CLOSE = 0.1
 
@@ -81,7 +83,7 @@ class Run:
         tickets: with how each ended.
         spent_ns: of each decision.
         coverage: of the bounds on blocks of steps.
-        followed: after each step: time, estimate of the slowdown, truth.
+        followed: after each step: engine time so far, estimate of the slowdown, truth.
     """
 
     tickets: list[tuple[Ticket, Outcome]] = field(default_factory=list)
@@ -117,7 +119,9 @@ def simulate(
     """
     clock, run, timed = VirtualClock(), Run(), TimedPolicy(policy)
     arrivals, coming = [*workload.arrived_ms.tolist(), math.inf], 0
-    lengths, latency = LengthPredictor(), OnlineLatency(costs, len(ladder.depths))
+    # What a profile of such a host would have found as its p95.
+    first = _NORMAL_P95 * noise.jitter
+    lengths, latency = LengthPredictor(), OnlineLatency(costs, len(ladder.depths), first_quantile=first)
     if knows_all:
         # An answer as long as the caller says that it may become needs no prediction.
         workload = replace(workload, max_new_tokens=workload.new_tokens)
@@ -145,15 +149,17 @@ def simulate(
         on_plan=on_plan,
     )
     prompts, longest = workload.prompt_tokens.tolist(), workload.max_new_tokens.tolist()
-    is_busy = False
+    is_busy, busy_ms = False, 0.0
     while is_busy or coming < len(workload):
         if not is_busy:
             clock.now_ms = max(clock.now_ms, arrivals[coming])
         while arrivals[coming] <= clock.now_ms:
             scheduler.submit(prompts[coming], longest[coming], workload.contracts[coming])
             coming += 1
+        begun_ms = clock.now_ms
         is_busy = scheduler.step()
-        run.followed.append((clock.now_ms, latency.slowdown, noise.slowdown(clock.now_ms)))
+        busy_ms += clock.now_ms - begun_ms
+        run.followed.append((busy_ms, latency.slowdown, noise.slowdown(clock.now_ms)))
     run.spent_ns, run.coverage = timed.spent_ns, latency.coverage
     return run
 
@@ -202,12 +208,12 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def recovery_ms(run: Run) -> dict[str, float] | None:
-    """From the first step after a change of speed until the estimate is close to it; None without changes."""
+    """Engine time from the first step after a change of speed until the estimate is close; None without changes."""
     times, changed_at, truth = [], None, 1.0
-    for now, estimate, true in run.followed:
+    for busy_ms, estimate, true in run.followed:
         if true != truth:
-            changed_at, truth = now, true
+            changed_at, truth = busy_ms, true
         if changed_at is not None and abs(estimate / true - 1) <= CLOSE:
-            times.append(now - changed_at)
+            times.append(busy_ms - changed_at)
             changed_at = None
     return {"median": median(times), "max": max(times), "n": len(times)} if times else None
