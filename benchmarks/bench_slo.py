@@ -127,7 +127,10 @@ def main() -> None:
     ladder, costs = _ladder_like(args.like) if args.like else _ladder(args.bundle)
     bench = Bench(ladder, costs, args.seed)
     raw = {"synthetic": synthesise(args.requests, args.seed)}
-    raw |= {path.name.partition(".")[0]: read_azure(path, args.requests) for path in args.trace}
+    raw |= {
+        path.name.partition(".")[0].removeprefix("AzureLLMInferenceTrace_"): read_azure(path, args.requests)
+        for path in args.trace
+    }
     rows, risks = [], []
     for name, trace in raw.items():
         workload = prepare(name, trace, costs, ladder.depths[0], max_rows=MAX_ROWS, seed=args.seed)

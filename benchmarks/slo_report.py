@@ -118,7 +118,7 @@ def _verdicts(rows: list[Row], decision_us: Row) -> list[str]:
         slowest = max(row["recovery_ms"]["max"] for row in noisy)
         lines.append(f"- Worst minute covered with steps of 1.7x: {min(worst):.3f} (to reach: 0.9 of a nominal 0.95).")
         lines.append(
-            f"- A change of the host's speed is followed within {slowest:.0f} ms of engine time at most (to reach: 2000)."
+            f"- A change of speed is followed within {slowest:.0f} ms of engine time at most (to reach: 2000)."
         )
     lines.append(
         f"- A decision with {decision_us['levels']} levels, {decision_us['waiting']} waiting and "
@@ -140,6 +140,7 @@ def save_plots(folder: Path, result: dict[str, Any]) -> None:
             for trace, axes in zip(traces, line, strict=True):
                 _draw_loads(axes, [row for row in rows if (row["trace"], row["noise"]) == (trace, noise)])
                 axes.set_title(f"{trace}, {noise}")
+            line[0].set_ylabel("effective quality")
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     def draw_risks(figure: Any, _theme: Theme) -> None:
@@ -172,4 +173,4 @@ def _draw_loads(axes: Any, rows: list[Row]) -> None:
         )
     axes.set_xlabel("load")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("effective quality")
+    axes.label_outer()
