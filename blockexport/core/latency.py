@@ -43,16 +43,18 @@ class LatencyBudget:
         e2e_ms: from the call to the last token.
         ttft_ms: to the first token.
         tpot_ms: mean time for each token after the first.
+        gap_ms: longest time between two tokens.
     """
 
     e2e_ms: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    gap_ms: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("e2e_ms", "ttft_ms", "tpot_ms")}
+        given = {name: getattr(self, name) for name in ("e2e_ms", "ttft_ms", "tpot_ms", "gap_ms")}
         if all(value is None for value in given.values()):
-            msg = "an empty budget; give at least one of e2e_ms, ttft_ms, tpot_ms"
+            msg = "an empty budget; give at least one of e2e_ms, ttft_ms, tpot_ms, gap_ms"
             raise ConfigError(msg)
         for name, value in given.items():
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -21,6 +21,7 @@ class LevelEstimate:
         tpot_ms: mean time for each token after the first; None when there is no such token.
         tpot_bound_ms: bound of the same.
         vision_ms: the part of `ttft_ms` that reads pictures, which is the same for all levels.
+        gap_bound_ms: bound of the slowest step, which is the last; None when there is none.
     """
 
     level: str
@@ -32,6 +33,7 @@ class LevelEstimate:
     tpot_ms: float | None = None
     tpot_bound_ms: float | None = None
     vision_ms: float = 0.0
+    gap_bound_ms: float | None = None
 
     def misses(self, budget: LatencyBudget | None) -> tuple[str, ...]:
         """Each given limit that the bound exceeds, in words; empty when everything fits."""
@@ -41,6 +43,7 @@ class LevelEstimate:
             ("end to end", self.bound_ms, budget.e2e_ms),
             ("first token", self.ttft_bound_ms, budget.ttft_ms),
             ("per token", self.tpot_bound_ms, budget.tpot_ms),
+            ("gap", self.gap_bound_ms, budget.gap_ms),
         )
         return tuple(
             f"{name} {bound:.6g} > {limit:.6g} ms"
@@ -85,4 +88,5 @@ def estimate(
         tpot_ms=rest_ms / steps if steps else None,
         tpot_bound_ms=rest_bound_ms / steps if steps else None,
         vision_ms=0.0 if vision is None else vision.predicted_ms,
+        gap_bound_ms=fit.decode_bound_ms(depth, batch, prompt + steps - 1) if steps else None,
     )

@@ -1,0 +1,80 @@
+"""Runs single steps on an engine, keeps the books of the requests in them, and lets the latency model learn."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from blockexport.routing.ladder import Ladder
+from blockexport.routing.online_latency import OnlineLatency
+from blockexport.routing.ticket import Ticket
+from blockexport.serving.engine import StepEngine
+
+
+class StepRunner:
+    """Steps of one engine.
+
+    Args:
+        engine: runs them.
+        ladder: the levels.
+        latency: told how long each took.
+        clock: milliseconds, monotonic.
+    """
+
+    def __init__(self, engine: StepEngine, ladder: Ladder, latency: OnlineLatency, clock: Callable[[], float]) -> None:
+        self._engine, self._depths, self._latency, self._clock = engine, ladder.depths, latency, clock
+
+    def tokens_within(self, limit_ms: float, first: int, rest: int, level: int) -> int:
+        """How many of the next `rest` tokens of a prompt can be run in a time, at least one."""
+
+        def predicted_ms(num_tokens: int) -> float:
+            fixed, slope = self._latency.prefill_line(num_tokens, first)
+            return fixed + self._depths[level] * slope
+
+        return max(1, bisect_right(range(1, rest + 1), limit_ms, key=predicted_ms))
+
+    def extend(self, ticket: Ticket, level: int, first: int, num_tokens: int) -> None:
+        """Run a piece of a request's history that a level lacks."""
+        begun_ms = self._clock()
+        self._engine.extend(ticket, level, first, num_tokens)
+        took_ms = self._clock() - begun_ms
+        fixed, slope = self._latency.costs.prefill_line(num_tokens, first)
+        profiled_ms = fixed + self._depths[level] * slope
+        self._latency.observe("prefill", level, profiled_ms, took_ms, begun_ms + took_ms)
+        ticket.busy_ms += took_ms
+        _fill(ticket, level, first + num_tokens)
+
+    def begin(self, ticket: Ticket) -> bool:
+        """Hand out the first token; whether the answer ends with it."""
+        has_ended = self._engine.begin(ticket)
+        ticket.hand_out(1, self._clock())
+        ticket.first_ms = ticket.last_ms
+        return has_ended
+
+    def decode(self, tickets: Sequence[Ticket], level: int, num_steps: int) -> Sequence[Ticket]:
+        """Hand out some tokens of each request; those that ended."""
+        for ticket in tickets:
+            if missing := ticket.missing(level):
+                self.extend(ticket, level, ticket.filled[level], missing)
+            if ticket.level != level:
+                ticket.num_switches += 1
+                ticket.switched_at = ticket.num_new
+                ticket.level = level
+        num_rows, sum_kv = len(tickets), sum(ticket.num_tokens for ticket in tickets)
+        begun_ms = self._clock()
+        taken, ended = self._engine.decode(tickets, level, num_steps)
+        now = self._clock()
+        fixed, slope = self._latency.costs.decode_line(num_rows, sum_kv + num_rows * (taken - 1) / 2)
+        profiled_ms = taken * (fixed + self._depths[level] * slope)
+        self._latency.observe("decode", level, profiled_ms, now - begun_ms, now)
+        for ticket in tickets:
+            # Within a block tokens come evenly, as far as this sees; the first of it may have waited for others.
+            first_gap_ms = begun_ms - ticket.last_ms + (now - begun_ms) / taken
+            ticket.longest_gap_ms = max(ticket.longest_gap_ms, first_gap_ms)
+            ticket.busy_ms += (now - begun_ms) / num_rows
+            ticket.hand_out(taken, now)
+            _fill(ticket, level, ticket.num_tokens)
+        return ended
+
+
+def _fill(ticket: Ticket, level: int, num_tokens: int) -> None:
+    """What a level has run, all shallower ones have."""
+    ticket.filled[level:] = [num_tokens] * (len(ticket.filled) - level)
