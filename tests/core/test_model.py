@@ -4,7 +4,7 @@ from blockexport.core.model import ModelSpec, VisionSpec
 
 TEXT = {"name": "a", "architecture": "B", "kind": "decoder", "num_blocks": 3, "digest": "0" * 64}
 VISION = VisionSpec(
-    num_blocks=4, block_path="tower.blocks", num_patches=9, patch_values=12, num_pooled=4, hidden_size=8
+    num_blocks=4, block_path="tower.blocks", image_shape=(9, 12), mask_shape=(9,), num_pooled=4, hidden_size=8
 )
 
 

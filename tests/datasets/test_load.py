@@ -22,7 +22,7 @@ ENCODER = DECODER.model_copy(update={"kind": "encoder", "output": "last_hidden_s
 SEEING = DECODER.model_copy(
     update={
         "vision": VisionSpec(
-            num_blocks=6, block_path="v", num_patches=36, patch_values=48, num_pooled=9, hidden_size=96
+            num_blocks=6, block_path="v", image_shape=(36, 48), mask_shape=(36,), num_pooled=9, hidden_size=96
         )
     }
 )

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from blockexport.core.data import Dataset
 from blockexport.core.quality import evaluate
 from blockexport.models.demos.digits_molmo.data import TASKS, questions
 from blockexport.models.demos.digits_vit.data import Split
-from blockexport.models.molmo.model import MolmoForCausalLM
 from blockexport.processing.processor import MolmoProcessor
 from blockexport.processing.samples import question_sample
 
@@ -21,7 +21,7 @@ def answers(split: Split, num_questions: int, processor: MolmoProcessor, seed: i
     return Dataset(split, tuple(question_sample(question, processor) for question in asked))
 
 
-def exact_match(model: MolmoForCausalLM, dataset: Dataset) -> dict[str, float]:
+def exact_match(model: nn.Module, dataset: Dataset) -> dict[str, float]:
     """Share of the questions of each task that greedy decoding answers right to the end token."""
 
     def forward(inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:

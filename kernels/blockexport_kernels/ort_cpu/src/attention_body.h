@@ -31,8 +31,18 @@ inline float most_of(Floats v) {
   return out;
 }
 
-// tanh(x) = 1 - 2 / (exp(2x) + 1)
-inline Floats hyperbolic_tangent(Floats x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+// tanh(x) = 1 - 2 / (exp(2x) + 1), and near 0, where that cancels, its Taylor polynomial of degree 11 (relative error
+// below 2e-9 there).
+inline Floats hyperbolic_tangent(Floats x) {
+  const Floats square = x * x;
+  Floats p = filled(-1382.0f / 155925);
+  p = p * square + 62.0f / 2835;
+  p = p * square - 17.0f / 315;
+  p = p * square + 2.0f / 15;
+  p = p * square - 1.0f / 3;
+  p = p * square + 1.0f;
+  return where(square < filled(0.09f), p * x, 1.0f - 2.0f / (exponential(x + x) + 1.0f));
+}
 
 // y (kSide rows, kVectors vectors) += a (kSide rows of `count`) . b (count, vectors)
 template <int kVectors>

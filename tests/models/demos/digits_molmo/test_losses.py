@@ -3,14 +3,14 @@ import torch
 from blockexport.models.demos.digits_molmo.losses import attend_in_float32, sight_loss
 
 
-def test_sight_is_perfect_when_one_token_of_each_view_shows_the_digit():
+def test_sight_is_perfect_when_tokens_show_the_digit():
     features = torch.zeros(1, 3, 4, 10)
     features[0, 0, 2, 7] = features[0, 2, 1, 7] = 50.0
     indices = torch.zeros(1, 3, 4, dtype=torch.long)
     shares = torch.nn.functional.one_hot(torch.tensor([7]), 10).float()
     assert sight_loss(torch.nn.Identity(), features, indices, shares) < 1e-6
-    # A token that is dropped from the sequence shows nothing.
-    indices[0, 2, 1] = -100
+    # Tokens that are dropped from the sequence show nothing.
+    indices[0, 0, 2] = indices[0, 2, 1] = -100
     assert sight_loss(torch.nn.Identity(), features, indices, shares) > 1
 
 
