@@ -42,7 +42,7 @@ class TrainConfig:
 
     seed: int = 66
     sight_steps: int = 600
-    num_steps: int = 1250
+    num_steps: int = 1400
     horizon_steps: int = 1400
     cooldown_steps: int = 120
     crops_per_step: int = 128
