@@ -30,12 +30,12 @@ def _ticks() -> tuple[int, int]:
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
-def read_gb_per_s(threads: int, num_bytes: int = 2**30) -> float:
-    """Bandwidth right now, the best of three: each thread sums its part of an array that no cache holds."""
+def read_gb_per_s(threads: int, num_bytes: int = 2**30, times: int = 3) -> float:
+    """Bandwidth right now, the best of some: each thread sums its part of an array that no cache holds."""
     parts = np.array_split(np.ones(num_bytes // 8, np.int64), threads)
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(3):
+        for _ in range(times):
             started = time.perf_counter()
             list(pool.map(np.sum, parts))
             seconds.append(time.perf_counter() - started)
