@@ -16,20 +16,13 @@ from torch import nn
 from blockexport.core.model import KvSpec, ModelKind, VisionSpec
 from blockexport.errors import ModelSupportError
 from blockexport.models.pretrained import check_surplus_blocks, read_pretrained
+from blockexport.models.reading import ReadOptions
 
 
 class ModelAdapter(Protocol):
     """What the stages ask of an architecture."""
 
-    def read(
-        self,
-        folder: Path,
-        entries: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        config_only: bool,
-        trust_remote_code: bool,
-    ) -> nn.Module:
+    def read(self, folder: Path, entries: Mapping[str, Any], options: ReadOptions) -> nn.Module:
         """Build the model of a checkpoint folder whose `config.json` holds `entries`; see `load_model`."""
 
     def blocks(self, module: nn.Module) -> nn.ModuleList:
@@ -74,23 +67,13 @@ class PictureAdapter(ModelAdapter, Protocol):
 class TreeAdapter:
     """The common case: everything is found from the module tree and the configuration."""
 
-    def read(
-        self,
-        folder: Path,
-        entries: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        config_only: bool,
-        trust_remote_code: bool,
-    ) -> nn.Module:
+    def read(self, folder: Path, entries: Mapping[str, Any], options: ReadOptions) -> nn.Module:
         """Load by the transformers class that the checkpoint was saved from.
 
         Raises:
             ModelSupportError: the folder is incomplete or damaged, or the architecture not supported.
         """
-        module, unexpected = read_pretrained(
-            folder, entries, dtype=dtype, config_only=config_only, trust_remote_code=trust_remote_code
-        )
+        module, unexpected = read_pretrained(folder, entries, options)
         blocks = self.blocks(module)
         path = next(path for path, child in module.named_modules() if child is blocks)
         check_surplus_blocks(folder, unexpected, path, len(blocks))

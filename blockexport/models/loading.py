@@ -10,6 +10,7 @@ from blockexport.errors import ModelSupportError
 from blockexport.models.adapter import adapter_of
 from blockexport.models.demos import demo_path
 from blockexport.models.loaded import LoadedModel, wrap_module
+from blockexport.models.reading import ReadOptions
 
 
 def load_model(
@@ -38,7 +39,7 @@ def load_model(
     folder = demo_path(name) if name.startswith("demo:") else Path(source)
     entries = _read_config(folder)
     adapter = adapter_of(str(entries.get("model_type")))
-    module = adapter.read(folder, entries, dtype=dtype, config_only=config_only, trust_remote_code=trust_remote_code)
+    module = adapter.read(folder, entries, ReadOptions(dtype, config_only, trust_remote_code))
     tokenizer_dir = folder if (folder / "tokenizer.json").exists() else None
     name = name if name.startswith("demo:") else folder.name
     return wrap_module(module, name=name, tokenizer_dir=tokenizer_dir)

@@ -10,22 +10,21 @@ import transformers
 from torch import nn
 
 from blockexport.errors import ModelSupportError
+from blockexport.models.reading import ReadOptions
 
 _MAX_LISTED_KEYS = 8
 _MAX_REASON = 300
 
 
 def read_pretrained(
-    folder: Path, entries: Mapping[str, Any], *, dtype: torch.dtype, config_only: bool, trust_remote_code: bool
+    folder: Path, entries: Mapping[str, Any], options: ReadOptions
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the model that a folder holds, by the class that it was saved from.
 
     Args:
         folder: with safetensors files.
         entries: what its `config.json` says.
-        dtype: what the weights are held in.
-        config_only: leave the weights unread and all parameters on the meta device.
-        trust_remote_code: run the Python files of the checkpoint.
+        options: how.
 
     Returns:
         The module, and the names of tensors that it has no place for.
@@ -34,20 +33,20 @@ def read_pretrained(
         ModelSupportError: the folder is incomplete or damaged, holds only pickled weights, or names an architecture
             that transformers does not know.
     """
-    config = _load_config(folder, entries, trust_remote_code)
-    if config_only:
-        return _without_weights(folder, config, dtype, trust_remote_code), ()
+    config = _load_config(folder, entries, options.trust_remote_code)
+    if options.config_only:
+        return _without_weights(folder, config, options), ()
     check_weights(folder)
     model_class = _model_class(folder, config)
     try:
         module, report = model_class.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=options.dtype,
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are reported, and refused below by name
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
     except Exception as error:
@@ -58,12 +57,12 @@ def read_pretrained(
     return module, tuple(str(key) for key in report.get("unexpected_keys", ()))
 
 
-def _without_weights(folder: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+def _without_weights(folder: Path, config: Any, options: ReadOptions) -> nn.Module:
     model_class = _model_class(folder, config)
-    options = {"trust_remote_code": trust_remote_code} if hasattr(model_class, "from_config") else {}
+    trust = {"trust_remote_code": options.trust_remote_code} if hasattr(model_class, "from_config") else {}
     build = getattr(model_class, "from_config", None) or model_class._from_config  # noqa: SLF001  (there is no other)
     with torch.device("meta"):
-        module: Any = build(config, **options).to(dtype)
+        module: Any = build(config, **trust).to(options.dtype)
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         # The fast way of computing experts checks for bfloat16 where there is nothing to compute.
         module.set_experts_implementation("batched_mm")

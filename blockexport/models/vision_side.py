@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from blockexport.core.model import KvSpec, ModelKind, VisionSpec
 from blockexport.models.adapter import PictureAdapter
+from blockexport.models.reading import ReadOptions
 
 
 class VisionSideAdapter:
@@ -22,19 +23,9 @@ class VisionSideAdapter:
     def __init__(self, whole: PictureAdapter) -> None:
         self._whole = whole
 
-    def read(
-        self,
-        folder: Path,
-        entries: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        config_only: bool,
-        trust_remote_code: bool,
-    ) -> nn.Module:
+    def read(self, folder: Path, entries: Mapping[str, Any], options: ReadOptions) -> nn.Module:
         """Read the whole model."""
-        return self._whole.read(
-            folder, entries, dtype=dtype, config_only=config_only, trust_remote_code=trust_remote_code
-        )
+        return self._whole.read(folder, entries, options)
 
     def blocks(self, module: nn.Module) -> nn.ModuleList:
         """The tower's blocks."""

@@ -84,6 +84,26 @@ class StepPlan:
         }
 
 
+class EarliestDueFirst:
+    """What policies share that serve by due time, end what is late, and may give any level."""
+
+    __slots__ = ()
+
+    @property
+    def order(self) -> Order:
+        """By due time."""
+        return "edf"
+
+    @property
+    def sheds(self) -> bool:
+        """What is late is ended."""
+        return True
+
+    def shallowest(self, ladder: Ladder, /) -> int:
+        """Any level may be given."""
+        return len(ladder.depths) - 1
+
+
 class StepPolicy(Protocol):
     """A pure rule: the same state gives the same plan."""
 

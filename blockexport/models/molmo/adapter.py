@@ -10,22 +10,15 @@ from torch import nn
 from blockexport.core.model import KvSpec, ModelKind, VisionSpec
 from blockexport.models.adapter import TreeAdapter
 from blockexport.models.molmo.checkpoint import read_checkpoint
+from blockexport.models.reading import ReadOptions
 
 
 class MolmoAdapter(TreeAdapter):
     """Blocks are those of the text stack; the vision tower's have a list and a mask of their own."""
 
-    def read(
-        self,
-        folder: Path,
-        entries: Mapping[str, Any],
-        *,
-        dtype: torch.dtype,
-        config_only: bool,
-        trust_remote_code: bool,
-    ) -> nn.Module:
+    def read(self, folder: Path, entries: Mapping[str, Any], options: ReadOptions) -> nn.Module:
         """Build the model from a folder in the published layout, without the Python files that lie in it."""
-        return read_checkpoint(folder, entries, dtype=dtype, config_only=config_only)
+        return read_checkpoint(folder, entries, options)
 
     def blocks(self, module: Any) -> nn.ModuleList:
         """The text stack's blocks."""

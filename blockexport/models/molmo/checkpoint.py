@@ -15,15 +15,14 @@ from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.keys import KeyMap, key_map, published_shape
 from blockexport.models.molmo.model import MolmoForCausalLM
 from blockexport.models.pretrained import check_weights
+from blockexport.models.reading import ReadOptions
 
 INDEX_FILE = "model.safetensors.index.json"
 _GENERATION_FILE = "generation_config.json"
 _MAX_LISTED_KEYS = 8
 
 
-def read_checkpoint(
-    folder: Path, entries: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, config_only: bool = False
-) -> MolmoForCausalLM:
+def read_checkpoint(folder: Path, entries: Mapping[str, Any], options: ReadOptions) -> MolmoForCausalLM:
     """Build the model that a folder holds.
 
     Weights go from the files into the model's own tensors piece by piece, so that at no time more than the model and
@@ -32,8 +31,7 @@ def read_checkpoint(
     Args:
         folder: with safetensors files.
         entries: what its `config.json` says.
-        dtype: what the weights are held in.
-        config_only: leave the weights unread and all parameters on the meta device.
+        options: how; no Python file of the checkpoint is run whatever they say.
 
     Raises:
         ModelSupportError: the configuration is not supported, a file is damaged, or tensors are missing, of other
@@ -41,8 +39,8 @@ def read_checkpoint(
     """
     config = MolmoConfig(published=dict(entries))
     with torch.device("meta"):
-        module: MolmoForCausalLM = MolmoForCausalLM(config).to(dtype)
-    if not config_only:
+        module: MolmoForCausalLM = MolmoForCausalLM(config).to(options.dtype)
+    if not options.config_only:
         check_weights(folder)
         _fill(module, folder)
     _set_generation(module, folder)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from blockexport.routing.fit import LOOK_AHEAD, Rows
-from blockexport.routing.ladder import Ladder
-from blockexport.routing.step import BatchState, Order, StepPlan
+from blockexport.routing.step import BatchState, EarliestDueFirst, StepPlan
 from blockexport.routing.ticket import Ticket
 from blockexport.routing.turn import go_on, row_level
 
@@ -29,7 +28,7 @@ class _Pick(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Priced:
+class Priced(EarliestDueFirst):
     """Deepest level worth its time, in time for everybody who shares the step.
 
     Attributes:
@@ -48,20 +47,6 @@ class Priced:
     def name(self) -> str:
         """Name in the registry."""
         return "priced"
-
-    @property
-    def order(self) -> Order:
-        """By due time."""
-        return "edf"
-
-    @property
-    def sheds(self) -> bool:
-        """What is late is ended."""
-        return True
-
-    def shallowest(self, ladder: Ladder, /) -> int:
-        """Any level may be given."""
-        return len(ladder.depths) - 1
 
     def decide(self, state: BatchState, /) -> StepPlan:
         """Take in the first of the waiting that is worth its time and breaks no promise, else go on."""

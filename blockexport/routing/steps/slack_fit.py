@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from blockexport.routing.ladder import Ladder
-from blockexport.routing.step import BatchState, Order, StepPlan
+from blockexport.routing.step import BatchState, EarliestDueFirst, StepPlan
 from blockexport.routing.ticket import Ticket
 from blockexport.routing.turn import row_level, take_turn
 
 
 @dataclass(frozen=True, slots=True)
-class SlackFit:
+class SlackFit(EarliestDueFirst):
     """Of the (level, rows) pairs whose latency comes closest below the slack of the most urgent, the widest.
 
     The latencies of all pairs, each that of the rest of the most urgent request in a batch so wide, are put into
@@ -27,20 +26,6 @@ class SlackFit:
     def name(self) -> str:
         """Name in the registry."""
         return "slackfit"
-
-    @property
-    def order(self) -> Order:
-        """By due time."""
-        return "edf"
-
-    @property
-    def sheds(self) -> bool:
-        """What is late is ended."""
-        return True
-
-    def shallowest(self, ladder: Ladder, /) -> int:
-        """Any level may be given."""
-        return len(ladder.depths) - 1
 
     def decide(self, state: BatchState, /) -> StepPlan:
         """Serve in the pair's level and width."""

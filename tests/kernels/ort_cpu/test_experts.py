@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blockexport.testing.quantised import random_quantised
 from blockexport_kernels.ort_cpu import reference
 from blockexport_kernels.ort_cpu.reference import Quantised
 
@@ -77,18 +78,6 @@ def test_gated_experts_are_the_reference(on_path: Path, run: Run, shape: tuple[i
         assert np.median(tolerance) < 1e-3 * np.abs(wanted).max()  # a wrong expert could not hide in it
 
 
-def _quantised(rng: np.random.Generator, n: int, k: int, bits: int, block: int, zeros: bool) -> Quantised:
-    blocks = -(-k // block)
-    return Quantised(
-        codes=rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8),
-        scales=(rng.random((n, blocks)) * 0.02 + 1e-3).astype(np.float32),
-        zeros=rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8) if zeros else None,
-        k=k,
-        bits=bits,
-        block_size=block,
-    )
-
-
 def _stacked(matrices: list[Quantised], name: str) -> dict[str, np.ndarray | None]:
     """Inputs of the operator: rows of bytes, and all else, with the experts as first axis."""
     has_zeros = matrices[0].zeros is not None
@@ -140,8 +129,8 @@ def _nbits_tolerance(a: Any, experts: Any, weights: Any, gate_up: list[Quantised
 def test_gated_experts_nbits_are_the_reference(on_path: Path, run: Run, bits: int, block: int, zeros: bool) -> None:
     num_experts, width, inner = 4, 96, 80
     rng = np.random.default_rng(bits * block)
-    gate_up = [_quantised(rng, 2 * inner, width, bits, block, zeros) for _ in range(num_experts)]
-    down = [_quantised(rng, width, inner, bits, block, zeros) for _ in range(num_experts)]
+    gate_up = [random_quantised(rng, 2 * inner, width, bits, block, zeros=zeros) for _ in range(num_experts)]
+    down = [random_quantised(rng, width, inner, bits, block, zeros=zeros) for _ in range(num_experts)]
     parts = _stacked(gate_up, "gate_up") | _stacked(down, "down")
     order = [f"{name}_{part}" for name in ("gate_up", "down") for part in ("B", "scales")]
     order += ["gate_up_zeros", "down_zeros"]
@@ -212,7 +201,7 @@ def test_what_does_not_fit_is_refused(library: Path, run: Run, changed: dict[str
 
 def test_quantised_weights_that_do_not_fit_are_refused(library: Path, run: Run) -> None:
     rng = np.random.default_rng(7)
-    gate_up, down = ([_quantised(rng, n, 32, 4, 16, True) for _ in range(3)] for n in (64, 32))
+    gate_up, down = ([random_quantised(rng, n, 32, 4, 16, zeros=True) for _ in range(3)] for n in (64, 32))
     first, second = _stacked(gate_up, "gate_up"), _stacked(down, "down")
     a = {"A": np.zeros((1, 32), np.float32), "experts": np.array([[0, 2]]), "weights": np.ones((1, 2), np.float32)}
     inputs = a | {name: both[name] for both in (first, second) for name in both if not name.endswith("zeros")}

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from blockexport.testing.quantised import random_quantised
 from blockexport_kernels.ort_cpu import reference
 from blockexport_kernels.ort_cpu.reference import Quantised
 
@@ -18,18 +19,6 @@ FORMATS += [(8, 32, True), (8, 32, False), (8, 64, True), (8, 128, False), (8, 1
 # n, k: tails in columns, in a group of codes and in a block; a hidden size of 48; several pieces for each thread
 SHAPES = [(1, 32), (37, 48), (33, 128), (70, 384), (129, 1000), (260, 896)]
 ROWS = [1, 2, 5, 33, 200]
-
-
-def _quantised(rng: np.random.Generator, n: int, k: int, bits: int, block: int, zeros: bool) -> Quantised:
-    blocks = -(-k // block)
-    return Quantised(
-        codes=rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8),
-        scales=(rng.random((n, blocks)) * 0.02 + 1e-3).astype(np.float32),
-        zeros=rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8) if zeros else None,
-        k=k,
-        bits=bits,
-        block_size=block,
-    )
 
 
 def _attributes(w: Quantised, **flags: float) -> dict[str, int | float]:
@@ -61,7 +50,7 @@ def _inputs(a: np.ndarray, w: Quantised, **others: np.ndarray | None) -> dict[st
 def test_matmul_nbits_is_the_reference(on_path: Path, run: Run, bits: int, block: int, zeros: bool) -> None:
     rng = np.random.default_rng(bits * block)
     for (n, k), rows in zip(SHAPES, [*ROWS, 7], strict=True):
-        w = _quantised(rng, n, k, bits, block, zeros)
+        w = random_quantised(rng, n, k, bits, block, zeros=zeros)
         bias = rng.standard_normal(n, dtype=np.float32)
         for count in (1, rows):
             a = _activations(rng, count, k)
@@ -77,7 +66,7 @@ def test_integer_sums_are_exact(on_path: Path, run: Run, bits: int, block: int, 
     """Scales of 1 and activations that are whole numbers up to 127: every result is a whole number below 2^24."""
     rng = np.random.default_rng(bits + block)
     for (n, k), rows in zip([(37, 48), (70, 384)], [3, 33], strict=True):
-        w = _quantised(rng, n, k, bits, block, zeros)
+        w = random_quantised(rng, n, k, bits, block, zeros=zeros)
         w = Quantised(w.codes, np.ones_like(w.scales), w.zeros, k, bits, block)
         a = rng.integers(-126, 127, (rows, k)).astype(np.float32)
         a[:, ::block] = 127
@@ -92,7 +81,7 @@ def test_matmul_nbits_agrees_with_onnxruntime(
 ) -> None:
     """Whatever ONNX Runtime's kernel does here, each of the two is off by no more than activations in 8 bits can be."""
     rng = np.random.default_rng(rows)
-    w = _quantised(rng, 65, 896, bits, block, zeros)
+    w = random_quantised(rng, 65, 896, bits, block, zeros=zeros)
     a = _activations(rng, rows, 896)
     (ours,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
     settings = {"K": w.k, "N": len(w.codes), "bits": w.bits, "block_size": w.block_size, "accuracy_level": 4}
@@ -120,7 +109,7 @@ def test_matmul_is_exact_to_fp32(on_path: Path, run: Run) -> None:
 
 def test_leading_axes_are_kept(on_path: Path, run: Run) -> None:
     rng = np.random.default_rng(1)
-    w = _quantised(rng, 40, 64, 4, 32, False)
+    w = random_quantised(rng, 40, 64, 4, 32, zeros=False)
     a = rng.standard_normal((2, 3, 64), dtype=np.float32)
     (out,) = run(on_path, "MatMulNBits", _inputs(a, w), attributes=_attributes(w))
     assert out.shape == (2, 3, 40)
@@ -133,7 +122,7 @@ def test_leading_axes_are_kept(on_path: Path, run: Run) -> None:
 @pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, True)])
 def test_gather_gives_rows(library: Path, run: Run, bits: int, zeros: bool) -> None:
     rng = np.random.default_rng(2)
-    w = _quantised(rng, 50, 100, bits, 32, zeros)
+    w = random_quantised(rng, 50, 100, bits, 32, zeros=zeros)
     indices = np.array([[0, 49, -1], [7, 7, -50]])
     inputs = {"B": w.codes, "indices": indices, "scales": w.scales, "zero_points": w.zeros}
     (out,) = run(library, "GatherNBits", inputs, attributes=_attributes(w), fed=("indices",))
@@ -145,7 +134,7 @@ def test_gather_gives_rows(library: Path, run: Run, bits: int, zeros: bool) -> N
 def test_several_products_are_those_of_one(on_path: Path, run: Run, zeros: bool, with_bias: bool, rows: int) -> None:
     rng = np.random.default_rng(3)
     a = _activations(rng, rows, 96)
-    matrices = [_quantised(rng, n, 96, 4, 32, zeros) for n in (70, 16, 33)]
+    matrices = [random_quantised(rng, n, 96, 4, 32, zeros=zeros) for n in (70, 16, 33)]
     biases = [rng.standard_normal(len(w.codes), dtype=np.float32) if with_bias else None for w in matrices]
     inputs: dict[str, Any] = {"A": a}
     for i, (w, bias) in enumerate(zip(matrices, biases, strict=True)):
@@ -186,7 +175,7 @@ def test_norm_and_residual_are_taken_in(on_path: Path, run: Run, rows: int) -> N
     tolerance = (2 * k + 8) * EPSILON * (np.abs(normalised) @ np.abs(dense).T + np.abs(residual))
     assert np.all(np.abs(out - wanted) <= tolerance)
 
-    w = _quantised(rng, 70, k, 8, 16, False)
+    w = random_quantised(rng, 70, k, 8, 16, zeros=False)
     (out,) = run(
         on_path,
         "MatMulNBits",
@@ -207,7 +196,7 @@ def test_gated_products_are_gated(on_path: Path, run: Run, zeros: bool, rows: in
     """silu has a slope below 1.1: an error of the gate passes on by that times `up`. 16 roundings for silu itself."""
     rng = np.random.default_rng(4)
     a = _activations(rng, rows, 96)
-    gate, up = (_quantised(rng, 70, 96, 4, 32, zeros) for _ in range(2))
+    gate, up = (random_quantised(rng, 70, 96, 4, 32, zeros=zeros) for _ in range(2))
     inputs = {f"gate_{name}": array for name, array in _inputs(a, gate).items() if name != "A"}
     inputs = {"A": a, **inputs, **{name: array for name, array in _inputs(a, up).items() if name != "A"}}
     (out,) = run(on_path, "MatMulNBits", inputs, attributes=_attributes(gate, gated=1))
@@ -229,7 +218,7 @@ def test_gated_products_are_gated(on_path: Path, run: Run, zeros: bool, rows: in
 @pytest.mark.parametrize("rows", [1, 33])
 def test_what_is_not_finite_stays_so(on_path: Path, run: Run, bad: float, rows: int) -> None:
     rng = np.random.default_rng(5)
-    w = _quantised(rng, 33, 64, 4, 32, False)
+    w = random_quantised(rng, 33, 64, 4, 32, zeros=False)
     a = _activations(rng, rows, 64)
     a[0, 3] = bad
     a[-1, 40] = 0.0
@@ -240,7 +229,7 @@ def test_what_is_not_finite_stays_so(on_path: Path, run: Run, bad: float, rows: 
 
 def test_sessions_share_one_file(library: Path, run: Run, make_graph: Any, open_session: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
-    w = _quantised(rng, 4096, 1024, 4, 32, False)
+    w = random_quantised(rng, 4096, 1024, 4, 32, zeros=False)
     a = _activations(rng, 1, 1024)
     model = make_graph("MatMulNBits", _inputs(a, w), attributes=_attributes(w))
     ir.save(model, tmp_path / "model.onnx", external_data="weights.bin")
@@ -279,7 +268,7 @@ def _wrong(w: Quantised, **changed: Any) -> tuple[dict[str, Any], dict[str, floa
     ],
 )
 def test_wrong_shapes_are_refused(library: Path, run: Run, changed: dict[str, Any], message: str) -> None:
-    w = _quantised(np.random.default_rng(7), 8, 64, 4, 32, False)
+    w = random_quantised(np.random.default_rng(7), 8, 64, 4, 32, zeros=False)
     inputs, attributes = _wrong(w, **changed)
     with pytest.raises(Exception, match=message):
         run(library, "MatMulNBits", inputs, attributes=attributes)
@@ -287,7 +276,7 @@ def test_wrong_shapes_are_refused(library: Path, run: Run, changed: dict[str, An
 
 def test_other_mistakes_are_refused(library: Path, run: Run) -> None:
     rng = np.random.default_rng(8)
-    w, other = _quantised(rng, 8, 64, 4, 32, False), _quantised(rng, 9, 64, 4, 32, True)
+    w, other = random_quantised(rng, 8, 64, 4, 32, zeros=False), random_quantised(rng, 9, 64, 4, 32, zeros=True)
     gather = {"B": w.codes, "indices": np.array([8]), "scales": w.scales}
     with pytest.raises(Exception, match="index 8 is outside the 8 rows"):
         run(library, "GatherNBits", gather, attributes=_attributes(w), fed=("indices",))

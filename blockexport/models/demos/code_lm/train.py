@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from blockexport.models.demos.code_lm import corpus, tasks
 from blockexport.models.demos.code_lm.evaluate import bits_per_byte, exact_match
 from blockexport.models.demos.code_lm.tokenizer import END_OF_TEXT, VOCAB_SIZE, train_tokenizer
+from blockexport.models.demos.training import Checkpoint, write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ def train(config: TrainConfig, out: Path) -> None:
     source = BatchSource(config, tokenizer, training_texts)
     model = Qwen2ForCausalLM(model_config(config.context_tokens)).train()
     optimizers = _optimizers(model, config)
-    first_step, seconds = _resume(out / "checkpoint.pt", model, optimizers)
+    checkpoint = Checkpoint(out / "checkpoint.pt", model, optimizers)
+    first_step, seconds = checkpoint.resume()
     base_lrs = [config.muon_lr, config.adam_lr]
     for step in range(first_step, config.num_steps):
         started = time.perf_counter()
@@ -163,39 +165,12 @@ def train(config: TrainConfig, out: Path) -> None:
         if (step + 1) % config.checkpoint_every == 0:
             metrics = evaluate(model, tokenizer, held_out_texts[:8], num_items=100)
             print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": round(seconds), **metrics}), flush=True)
-            _save_checkpoint(out / "checkpoint.pt", model, optimizers, step + 1, seconds)
+            checkpoint.save(step + 1, seconds)
     _save_release(out, model, tokenizer)
     # The figures are those of the weights as shipped, rounded to half precision.
     released = Qwen2ForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True)
     metrics = evaluate(released, tokenizer, held_out_texts, num_items=1000)
-    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record), flush=True)
-
-
-def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    # Only tensors and plain values are read back: weights_only refuses everything else.
-    state = torch.load(path, weights_only=True)  # noqa: TID251
-    model.load_state_dict(state["model"])
-    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(optimizer_state)
-    return state["step"], state["seconds"]
-
-
-def _save_checkpoint(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, seconds: float
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-        "seconds": seconds,
-    }
-    aside = path.with_suffix(".tmp")
-    torch.save(state, aside)
-    aside.replace(path)
+    write_record(out, config, seconds, metrics)
 
 
 def _save_release(out: Path, model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from blockexport.models.demos.digits_molmo.losses import answer_loss, attend_in_
 from blockexport.models.demos.digits_molmo.recipe import GEOMETRY, model_entries, write_processor
 from blockexport.models.demos.digits_molmo.tokenizer import PICTURE_TOKENS
 from blockexport.models.demos.digits_vit.data import Split
+from blockexport.models.demos.training import Checkpoint, write_record
 from blockexport.models.loading import load_model
 from blockexport.models.molmo.config import MolmoConfig
 from blockexport.models.molmo.model import MolmoForCausalLM
@@ -144,7 +145,8 @@ def train(config: TrainConfig, out: Path) -> None:
     optimizers = _optimizers(trainee, config)
     base_lrs = [config.muon_lr, config.adam_lr]
     batches, validation = PackedBatches(processor), answers("selection", 50, processor)
-    first_step, seconds = _resume(out / "checkpoint.pt", trainee, optimizers)
+    checkpoint = Checkpoint(out / "checkpoint.pt", trainee, optimizers)
+    first_step, seconds = checkpoint.resume()
     for step in range(first_step, config.num_steps):
         started = time.perf_counter()
         source = SceneSource("train", config.seed * 1_000_000 + step, vary=True)
@@ -162,32 +164,8 @@ def train(config: TrainConfig, out: Path) -> None:
         if (step + 1) % config.checkpoint_every == 0:
             metrics = exact_match(trainee.model, validation) if step >= config.sight_steps else {}
             print(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": round(seconds), **metrics}), flush=True)
-            _save_checkpoint(out / "checkpoint.pt", trainee, optimizers, step + 1, seconds)
+            checkpoint.save(step + 1, seconds)
     _save_release(out, trainee.model, processor, config, seconds)
-
-
-def _resume(path: Path, trainee: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    # Only tensors and plain values are read back: weights_only refuses everything else.
-    state = torch.load(path, weights_only=True)  # noqa: TID251
-    trainee.load_state_dict(state["trainee"])
-    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(optimizer_state)
-    return state["step"], state["seconds"]
-
-
-def _save_checkpoint(
-    path: Path, trainee: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, seconds: float
-) -> None:
-    state = {
-        "trainee": trainee.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-        "seconds": seconds,
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def _save_release(
@@ -198,9 +176,7 @@ def _save_release(
     released = load_model(out).module
     splits: dict[str, Split] = {"validation": "selection", "held_out": "test"}
     metrics = {name: exact_match(released, answers(split, 300, processor)) for name, split in splits.items()}
-    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record), flush=True)
+    write_record(out, config, seconds, metrics)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from blockexport.models.demos.digits_vit import data
+from blockexport.models.demos.training import write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,7 @@ def _save_release(out: Path, model: ViTForImageClassification, config: TrainConf
     model.config.dtype = "float16"
     model.config.save_pretrained(out)
     metrics = {f"{split}_accuracy": accuracy(model, split) for split in ("selection", "test")}
-    record = {"train": asdict(config), "seconds": round(seconds), "torch": torch.__version__, "metrics": metrics}
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record), flush=True)
+    write_record(out, config, seconds, metrics)
 
 
 def main() -> None:
