@@ -15,7 +15,9 @@ from blockexport.errors import DataError
 
 @verb
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-vit.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-molmo, demo:digits-vit.")
+    ],
     method: Annotated[
         str,
         typer.Option(help="accuracy_drop, loss_drop, activation, gradient, attention or block_influence."),
