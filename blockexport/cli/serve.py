@@ -1,5 +1,7 @@
 """`blockexport serve`."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,15 +73,20 @@ def serve(
         )
     else:
         runtime.warm_up()
-    output = current_output()
+    _log_to_stderr()
+    output, addresses = current_output(), list[str]()
 
     def ready(url: str) -> None:
-        nonlocal address
-        address = url
-        if not output.as_json:
-            output.line(f"Serving {model.name} at {url}")
-            output.stream.flush()
+        addresses.append(url)
+        stream = sys.stderr if output.as_json else output.stream
+        stream.write(f"Serving {model.name} at {url}\n")
+        stream.flush()
 
-    address = ""
     run(build_app(model, service, settings), settings, ready)
-    return Result({"model": model.name, "url": address}, lambda shown: shown.line("Stopped."))
+    return Result({"model": model.name, "url": addresses[0]}, lambda shown: shown.line("Stopped."))
+
+
+def _log_to_stderr() -> None:
+    """Unlike other verbs, this one meets its errors while it goes on; the frame around it puts silence back."""
+    logging.disable(logging.NOTSET)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")

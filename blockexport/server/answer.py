@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blockexport.serving.service import Ending, GenerationRequest, Promise
 from blockexport.server.mailbox import Event, Token
 from blockexport.server.text import StopStrings, TextStream
+from blockexport.serving.service import Ending, GenerationRequest, Promise
 
 
 class Answer:

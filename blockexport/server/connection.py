@@ -65,7 +65,7 @@ class EventStream(Response):
         self._on_close = on_close
         self._stall_timeout_s = stall_timeout_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send all events, unless the client goes away."""
         writer = asyncio.create_task(self._write(send))
         watcher = asyncio.create_task(_gone(receive))

@@ -24,7 +24,7 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
-        refused = None
+        refused: ASGIApp | None = None
         if headers.get("content-encoding", "identity") != "identity":
             refused = problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is compressed; send it as it is")
         elif not length.isdigit() or int(length) > self._max_bytes:

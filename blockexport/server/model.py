@@ -58,7 +58,7 @@ class ServedModel:
             name=name or runtime.spec.name,
             spec=runtime.spec,
             levels=tuple(_described(level) for level in runtime.levels),
-            forward=lambda inputs, level: runtime.forward(inputs, level),
+            forward=runtime.forward,
             tokenizer=None if folder is None else runtime.tokenizer,
             template=_template(folder, template),
             processor=load_processor(runtime.bundle) if has_processor(runtime.bundle) else None,
