@@ -79,9 +79,9 @@ def test_a_budget_may_come_in_a_header_or_in_the_body(ai: openai.OpenAI, service
 
 
 def test_a_wrong_key_is_refused(running: Any) -> None:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="another", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
-            client.models.list()
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="another", max_retries=0)
+    with client, pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        client.models.list()
 
 
 def test_a_full_queue_says_when_to_come_back(ai: openai.OpenAI, service: Any) -> None:
@@ -99,7 +99,9 @@ def test_a_hopeless_budget_is_refused_for_good(ai: openai.OpenAI, service: Any) 
 
 def test_a_failure_in_a_stream_is_an_error_to_the_client(ai: openai.OpenAI, service: Any) -> None:
     service.fail_after = ("failed", 3)
+    service.gate.clear()
     stream = ai.completions.create(model="tiny", prompt="w1", max_tokens=6, stream=True)
+    service.gate.set()
     with pytest.raises(openai.APIError, match="the request failed"):
         list(stream)
 
