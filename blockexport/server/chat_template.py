@@ -61,7 +61,7 @@ class ChatTemplate:
         """
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             msg = f"the chat template refuses these messages: {error}"
             raise RequestError(msg) from error
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -47,7 +46,6 @@ class EventStream(Response):
         events: JSON documents to send; an HTTPException among them is sent as the last one.
         headers: of the answer.
         on_close: called at the end, however it comes.
-        stall_timeout_s: within which a client must take each event.
     """
 
     media_type = "text/event-stream"
@@ -57,13 +55,11 @@ class EventStream(Response):
         events: AsyncIterator[Mapping[str, Any]],
         headers: Mapping[str, str],
         on_close: Callable[[], None],
-        stall_timeout_s: float,
     ) -> None:
         super().__init__(headers={**headers, "Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._events = events
         self._on_close = on_close
-        self._stall_timeout_s = stall_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send all events, unless the client goes away."""
@@ -72,8 +68,7 @@ class EventStream(Response):
         try:
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
-                with suppress(ClientDisconnect):
-                    writer.result()
+                writer.result()
         finally:
             await _stop(writer, watcher)
             self._on_close()
@@ -89,11 +84,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: str) -> None:
-        try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
-        except TimeoutError as error:
-            raise ClientDisconnect from error
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
 async def _gone(receive: Receive) -> None:

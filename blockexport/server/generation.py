@@ -13,7 +13,7 @@ from blockexport.server.metrics import Metrics
 from blockexport.server.problems import NO_RETRY, refusal
 from blockexport.serving.service import GenerationRequest, GenerationService, Handle
 
-_MAX_WAITING_TOKENS = 1024
+_MAX_WAITING_TOKENS = 2048
 """For each answer: what a client that does not read may leave behind before its request is given up."""
 
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 import blockexport
 from blockexport.errors import RequestError
 from blockexport.server.model import ServedModel
-from blockexport.server.tensors import Tensor, input_names, output_shape, output_tensor
+from blockexport.server.tensors import Tensor, input_names, output_shape, with_output
 
 Run = Callable[[Callable[[], NDArray[np.float32]]], "Future[NDArray[np.float32]]"]
 """Calls something in the engine's thread."""
@@ -94,7 +94,7 @@ class Inference:
             "parameters": {"levels": [dict(level) for level in self._model.levels]},
         }
 
-    async def infer(self, name: str, body: InferFields) -> dict[str, Any]:
+    async def infer(self, name: str, body: InferFields) -> Response:
         """Run the model once on whole inputs."""
         self._check(name)
         level = self._level(body.parameters.level)
@@ -104,12 +104,9 @@ class Inference:
         output = await asyncio.wrap_future(self._run(lambda: forward(inputs, level)))
         if output.size > self._max_values:
             raise RequestError(self._too_many(output.size))
-        return {
-            "model_name": name,
-            "id": body.id or "",
-            "parameters": {"level": level},
-            "outputs": [await asyncio.to_thread(output_tensor, self._model.spec.output, output)],
-        }
+        answer = {"model_name": name, "id": body.id or "", "parameters": {"level": level}}
+        written = await asyncio.to_thread(with_output, answer, self._model.spec.output, output)
+        return Response(written, media_type="application/json")
 
     def _check(self, name: str) -> None:
         if name != self._model.name:

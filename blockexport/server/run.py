@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from blockexport.errors import ConfigError
+from blockexport.server.protocol import protocol_of
 from blockexport.server.settings import ServerSettings
 
 _BACKLOG = 1024
@@ -25,10 +26,6 @@ def listen(settings: ServerSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Connections inherit it: what a client does not take for so long is dropped, which no ASGI server does.
-        milliseconds = int(settings.stall_timeout_s * 1000)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
@@ -43,6 +40,8 @@ def server_of(app: Any, settings: ServerSettings) -> Any:
     """The uvicorn server for an application; it answers when it is run on a socket of `listen`."""
     config = uvicorn.Config(
         app,
+        http=protocol_of(settings.body_timeout_s, settings.stall_timeout_s),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -17,9 +17,9 @@ class ServerSettings:
         allow_anonymous: whether an address beyond this machine may be bound without a token.
         max_body_bytes: largest request.
         max_connections: most connections at a time.
-        body_timeout_s: within which a request must have arrived.
+        body_timeout_s: within which the head of a request must have arrived, and then its body.
         request_timeout_s: within which an answer must have ended.
-        stall_timeout_s: within which a client must take what it is sent.
+        stall_timeout_s: within which a client must take what it is sent, once buffers are full.
         drain_timeout_s: what running answers get to end when the server stops.
         max_prompts: most prompts of one request.
         max_new_tokens: most tokens of one answer.

@@ -1,5 +1,6 @@
 """Tensors as the Open Inference Protocol writes them."""
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ _TYPES: dict[str, Any] = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-_SOURCES = {"b": "BOOL", "i": "INT64", "f": "FP32"}
+_PIECE_VALUES = 4096
 
 
 class Tensor(BaseModel):
@@ -55,9 +56,15 @@ class Tensor(BaseModel):
         return given.astype(wanted).reshape(self.shape)
 
 
-def output_tensor(name: str, array: NDArray[np.float32]) -> dict[str, Any]:
-    """One tensor of an answer."""
-    return {"name": name, "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()}
+def with_output(answer: dict[str, Any], name: str, array: NDArray[np.float32]) -> str:
+    """An answer and its one tensor, as JSON.
+
+    Written in pieces: a large one at once would keep every other thread of the process waiting, the engine's too.
+    """
+    flat = array.ravel()
+    pieces = (json.dumps(flat[i : i + _PIECE_VALUES].tolist())[1:-1] for i in range(0, flat.size, _PIECE_VALUES))
+    head = json.dumps({"name": name, "datatype": "FP32", "shape": list(array.shape)})
+    return f'{json.dumps(answer)[:-1]}, "outputs": [{head[:-1]}, "data": [{", ".join(pieces)}]}}]}}'
 
 
 def input_names(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:

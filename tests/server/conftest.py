@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -186,10 +187,6 @@ def client(service: FakeService) -> Iterator[TestClient]:
         yield client
 
 
-def without_template() -> ServedModel:
-    return replace(MODEL, template=None)
-
-
 @dataclass(frozen=True)
 class Running:
     """A server on a loopback port."""
@@ -199,6 +196,7 @@ class Running:
     server: Any
 
 
+@contextmanager
 def run_server(service: FakeService, settings: ServerSettings, model: ServedModel = MODEL) -> Iterator[Running]:
     from blockexport.server.run import listen, server_of
 
@@ -219,5 +217,16 @@ def run_server(service: FakeService, settings: ServerSettings, model: ServedMode
 
 
 @pytest.fixture
+def tiny_model() -> ServedModel:
+    return MODEL
+
+
+@pytest.fixture
+def serving() -> Any:
+    return run_server
+
+
+@pytest.fixture
 def running(service: FakeService) -> Iterator[Running]:
-    yield from run_server(service, ServerSettings(port=0, api_key="a-key-for-tests"))
+    with run_server(service, ServerSettings(port=0, api_key="a-key-for-tests")) as running:
+        yield running

@@ -87,7 +87,7 @@ class Endpoint:
         try:
             if fields.stream:
                 await unless_gone(request, generation.begin())
-                return reply.streamed(fields.stream_options or StreamOptions(), self._settings.stall_timeout_s)
+                return reply.streamed(fields.stream_options or StreamOptions())
             await unless_gone(request, generation.finish())
         except BaseException:
             generation.abandon()

@@ -42,11 +42,9 @@ class Reply:
         body = {**self._head, "object": self._form.whole, "choices": choices, "usage": self._usage()}
         return JSONResponse(body, headers=promise_headers(answers) | ending_headers(answers))
 
-    def streamed(self, options: StreamOptions, stall_timeout_s: float) -> Response:
+    def streamed(self, options: StreamOptions) -> Response:
         """Piece by piece."""
-        return EventStream(
-            self._chunks(options), promise_headers(self._generation.answers), self._generation.abandon, stall_timeout_s
-        )
+        return EventStream(self._chunks(options), promise_headers(self._generation.answers), self._generation.abandon)
 
     async def _chunks(self, options: StreamOptions) -> AsyncIterator[Mapping[str, Any]]:
         answers, begun = self._generation.answers, set[int]()
