@@ -43,7 +43,7 @@ from blockexport.runtime.engines import BACKEND
 
 BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # How pictures are cut; what the one leaves out the other says.
 _PICTURE_FILES = ("preprocessor_config.json", "config.json")
 

@@ -1,0 +1,86 @@
+"""From the thread of the engine to the event loop, without blocking the one or flooding the other."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blockexport.serving.service import Ending, Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, the level that gave it, and when it came, by `time.perf_counter`."""
+
+    token: int
+    level: str
+    at_s: float
+
+
+Event = Promise | Token | Ending
+
+
+class Mailbox:
+    """What the answers to one HTTP request send, until it is taken out. Made in the loop that takes it out.
+
+    Args:
+        capacity: most events that wait; tokens beyond are lost and the mailbox is overfull.
+        on_overfull: told once, in the engine's thread.
+    """
+
+    def __init__(self, capacity: int, on_overfull: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[tuple[int, Event]] = deque()
+        self._news = asyncio.Event()
+        self._capacity = capacity
+        self._on_overfull = on_overfull
+        self._is_woken = False
+        self.is_overfull = False
+
+    def post(self, index: int, event: Event) -> None:
+        """Put an event of answer `index` in, from the engine's thread."""
+        if len(self._events) >= self._capacity and isinstance(event, Token):
+            if not self.is_overfull:
+                self.is_overfull = True
+                self._on_overfull()
+            return
+        self._events.append((index, event))
+        # One wake-up serves all that comes before the loop gets to it.
+        if not self._is_woken:
+            self._is_woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._news.set)
+            except RuntimeError:
+                # The loop has ended, and with it whoever would have read this.
+                self._events.clear()
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """All there is, waiting for at least one."""
+        await self._news.wait()
+        self._news.clear()
+        self._is_woken = False
+        taken = []
+        while self._events:
+            taken.append(self._events.popleft())
+        return taken
+
+
+class MailboxListener:
+    """Listens for one answer; see `serving.service.Listener`."""
+
+    def __init__(self, mailbox: Mailbox, index: int) -> None:
+        self._mailbox = mailbox
+        self._index = index
+
+    def on_promise(self, promise: Promise, /) -> None:
+        """Pass on the promise."""
+        self._mailbox.post(self._index, promise)
+
+    def on_token(self, token: int, level: str, /) -> None:
+        """Pass on a token."""
+        self._mailbox.post(self._index, Token(token, level, time.perf_counter()))
+
+    def on_end(self, ending: Ending, /) -> None:
+        """Pass on the ending."""
+        self._mailbox.post(self._index, ending)
