@@ -110,7 +110,7 @@ async def _stream(url: str, prompt: Sequence[int], rounds: int, num_new: int) ->
         found = []
         for _ in range(rounds):
             one = await ask(client, prompt, num_new)
-            found.append((one.token_ms[-1] - one.token_ms[0]) / (len(one.token_ms) - 1))
+            found.append((one.token_ms[-1] - one.sent_ms - one.told["ttft_ms"]) / (num_new - 1))
         return found
 
 

@@ -90,7 +90,7 @@ async def ask(
 ) -> Asked:
     """Stream one completion."""
     body: dict[str, Any] = {
-        "model": "any",
+        "model": client.headers["X-Model"],
         "prompt": list(tokens),
         "max_tokens": max_tokens,
         "temperature": 0,
@@ -125,7 +125,10 @@ def _read(line: str, asked: Asked) -> None:
 
 def make_client(url: str) -> httpx.AsyncClient:
     """A client for any number of streams."""
-    return httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
+    # Kept with the client, so that whoever has one knows what to ask for.
+    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=600, limits=limits, headers={"X-Model": model})
 
 
 async def open_loop(

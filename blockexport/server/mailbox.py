@@ -20,6 +20,10 @@ class Token:
 
 Event = Promise | Token | Ending
 
+PACE_S = 0.02
+"""Tokens are taken out so many seconds after the last ones, or later: nobody reads faster, and each time costs the
+engine what it takes to write a piece of an answer, for both share the interpreter and the processors."""
+
 
 class Mailbox:
     """What the answers to one HTTP request send, until it is taken out. Made in the loop that takes it out.
@@ -36,6 +40,7 @@ class Mailbox:
         self._capacity = capacity
         self._on_overfull = on_overfull
         self._is_woken = False
+        self._taken_at_s = -PACE_S
         self.is_overfull = False
 
     def post(self, index: int, event: Event) -> None:
@@ -46,20 +51,25 @@ class Mailbox:
                 self._on_overfull()
             return
         self._events.append((index, event))
-        # One wake-up serves all that comes before the loop gets to it.
-        if not self._is_woken:
+        # One wake-up serves all that comes before the loop gets to it; what is no token does not wait.
+        if not self._is_woken or not isinstance(event, Token):
             self._is_woken = True
+            wake = self._wake_later if isinstance(event, Token) else self._news.set
             try:
-                self._loop.call_soon_threadsafe(self._news.set)
+                self._loop.call_soon_threadsafe(wake)
             except RuntimeError:
                 # The loop has ended, and with it whoever would have read this.
                 self._events.clear()
+
+    def _wake_later(self) -> None:
+        self._loop.call_at(self._taken_at_s + PACE_S, self._news.set)
 
     async def take(self) -> list[tuple[int, Event]]:
         """All there is, waiting for at least one."""
         await self._news.wait()
         self._news.clear()
         self._is_woken = False
+        self._taken_at_s = self._loop.time()
         taken = []
         while self._events:
             taken.append(self._events.popleft())
