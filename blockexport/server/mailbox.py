@@ -35,7 +35,7 @@ class Mailbox:
         self._news = asyncio.Event()
         self._capacity = capacity
         self._on_overfull = on_overfull
-        self._is_woken = False
+        self._is_woken = self._is_expired = False
         self.is_overfull = False
 
     def post(self, index: int, event: Event) -> None:
@@ -55,14 +55,21 @@ class Mailbox:
                 # The loop has ended, and with it whoever would have read this.
                 self._events.clear()
 
+    def expire(self) -> None:
+        """Let nobody wait any longer; to be called in the loop."""
+        self._is_expired = True
+        self._news.set()
+
     async def take(self) -> list[tuple[int, Event]]:
-        """All there is, waiting for at least one."""
-        await self._news.wait()
-        self._news.clear()
-        self._is_woken = False
-        taken = []
-        while self._events:
-            taken.append(self._events.popleft())
+        """All there is, waiting for at least one; none if the mailbox has expired."""
+        taken: list[tuple[int, Event]] = []
+        while not taken and not self._is_expired:
+            await self._news.wait()
+            self._news.clear()
+            # From here on a post wakes again; what it brings may be taken now, and that wake-up then finds nothing.
+            self._is_woken = False
+            while self._events:
+                taken.append(self._events.popleft())
         return taken
 
 

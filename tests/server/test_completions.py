@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from blockexport.server.app import build_app
+from blockexport.server.settings import ServerSettings
 from blockexport.serving.service import Ending
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "w1", "max_tokens": 6}
@@ -159,3 +161,14 @@ def test_others_are_answered_while_one_waits(client: TestClient, service: Any) -
         service.gate.set()
         waiting.join(10)
     assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_answer_takes_longer_than_allowed(service: Any, tiny_model: Any, stream: bool) -> None:
+    service.gate.clear()
+    with TestClient(build_app(tiny_model, service, ServerSettings(request_timeout_s=0.2))) as client:
+        answer = client.post("/v1/completions", json=ASK | {"stream": stream})
+        assert answer.status_code == (200 if stream else 504)
+        assert "took longer than 0.2 s" in answer.text
+        service.threads[0].join(10)
+    assert service.endings[0].outcome == "cancelled"

@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from blockexport.errors import ConfigError
 from blockexport.server.limits import BodyLimit
-from blockexport.server.mailbox import Mailbox
+from blockexport.server.mailbox import Mailbox, MailboxListener
 from blockexport.server.run import listen
 from blockexport.server.settings import ServerSettings
 
@@ -68,8 +68,6 @@ def test_a_body_that_does_not_come() -> None:
 
 
 def test_a_mailbox_that_nobody_empties_holds_so_much_and_no_more() -> None:
-    from blockexport.server.mailbox import MailboxListener
-
     async def fill() -> tuple[int, list[bool]]:
         told: list[bool] = []
         mailbox = Mailbox(10, lambda: told.append(True))
@@ -80,6 +78,21 @@ def test_a_mailbox_that_nobody_empties_holds_so_much_and_no_more() -> None:
         return len(await mailbox.take()), told
 
     assert asyncio.run(fill()) == (10, [True])
+
+
+def test_a_mailbox_waits_through_a_wake_up_that_finds_nothing() -> None:
+    async def wait() -> list[Any]:
+        mailbox = Mailbox(10, lambda: None)
+        listener = MailboxListener(mailbox, 0)
+        listener.on_token(1, "d4")
+        first = await mailbox.take()
+        mailbox._news.set()
+        asyncio.get_running_loop().call_later(0.01, listener.on_token, 2, "d4")
+        second = await mailbox.take()
+        mailbox.expire()
+        return [len(first), len(second), len(await mailbox.take())]
+
+    assert asyncio.run(wait()) == [1, 1, 0]
 
 
 def test_a_client_that_never_reads_is_given_up(service: Any, serving: Any, tiny_model: Any) -> None:
