@@ -9,11 +9,10 @@ from blockexport.core.engine import BoundDecoder, StepInputs
 from blockexport.errors import EngineFaultError
 from blockexport.routing.ticket import Ticket
 from blockexport.runtime.engines import Engines
+from blockexport.runtime.runtime import KV_STEP_TOKENS
 from blockexport.serving.answer import Answer
 from blockexport.serving.rows import CacheRows
 from blockexport.serving.watchdog import Watchdog
-
-ROW_STEP_TOKENS = 256
 
 
 class RuntimeEngine:
@@ -31,14 +30,21 @@ class RuntimeEngine:
         max_rows: most requests that run at a time.
         has_news: whether a request has arrived, so that a block of steps ends early.
         hang_s: longest that one call of an engine may take.
+        step_tokens: each row holds so many tokens at first, and grows by as many at a time.
     """
 
     def __init__(
-        self, engines: Engines, max_rows: int, has_news: Callable[[], bool] = lambda: False, *, hang_s: float = 30.0
+        self,
+        engines: Engines,
+        max_rows: int,
+        has_news: Callable[[], bool] = lambda: False,
+        *,
+        hang_s: float = 30.0,
+        step_tokens: int = KV_STEP_TOKENS,
     ) -> None:
         self._engines, self._has_news = engines, has_news
         self._watchdog = Watchdog(hang_s)
-        self.cache = CacheRows(engines, max_rows, ROW_STEP_TOKENS)
+        self.cache = CacheRows(engines, max_rows, step_tokens)
         self.answers: dict[int, Answer] = {}
         self._by_row: dict[int, tuple[Ticket, Answer]] = {}
 
