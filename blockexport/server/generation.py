@@ -132,4 +132,4 @@ class Generation:
         for answer in self.answers:
             if answer.ending is not None and not answer.is_answered:
                 self.cancel()
-                raise refusal(answer.ending)
+                raise refusal(answer.ending, answer.told())

@@ -105,7 +105,10 @@ def test_an_answer_that_is_none(client: TestClient, service: Any, outcome: Any, 
     service.fail_after = (outcome, 2)
     answer = client.post("/v1/completions", json=ASK)
     assert answer.status_code == status
-    assert answer.json()["error"]["type"] == "server_error"
+    error = answer.json()["error"]
+    assert error["type"] == "server_error"
+    # What was promised and what came of it is told all the same, so that nobody counts kept promises only.
+    assert (error["blockexport"]["bound_ms"], error["blockexport"]["outcome"]) == (20, outcome)
 
 
 def test_one_refused_prompt_gives_up_the_others(client: TestClient, service: Any) -> None:
