@@ -22,18 +22,19 @@ _NO_KNOWN_WHITE = ("I", "F")
 Picture: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
-def read_picture(picture: Picture, *, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.uint8]:
+def read_picture(picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Red, green and blue of a picture, (height, width, 3), turned as its EXIF data say.
 
     Transparency is dropped, as in the models' training; of an animation the first frame is taken.
 
     Args:
         picture: a path, the bytes of a file, a Pillow image, or an array (height, width, 3) or (height, width) uint8.
-        max_pixels: most that are decoded.
+        max_pixels: most that are decoded; None for MAX_PICTURE_PIXELS.
 
     Raises:
         RequestError: the picture is missing, damaged, of an unknown kind, or has too many pixels.
     """
+    max_pixels = MAX_PICTURE_PIXELS if max_pixels is None else max_pixels
     if isinstance(picture, np.ndarray):
         return _from_array(picture, max_pixels)
     if isinstance(picture, Image.Image):

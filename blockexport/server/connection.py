@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from blockexport.server.problems import problem_body
+from blockexport.server.problems import body_of
 
 _Result = TypeVar("_Result")
 _CLIENT_GONE = 499
@@ -79,7 +79,7 @@ class EventStream(Response):
             async for event in self._events:
                 await self._send(send, json.dumps(event, ensure_ascii=False))
         except HTTPException as error:
-            await self._send(send, json.dumps(problem_body(error.status_code, error.detail)))
+            await self._send(send, json.dumps(body_of(error)))
         await self._send(send, "[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

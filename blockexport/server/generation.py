@@ -42,10 +42,11 @@ class Generation:
         timeout_s: float,
     ) -> None:
         self._metrics = metrics
-        self._timeout_s = timeout_s
-        self._ends_at_s = asyncio.get_running_loop().time() + timeout_s
         self._handles: list[Handle] = []
         self._mailbox = Mailbox(_MAX_WAITING_TOKENS * len(requests), self.cancel)
+        # One timer for all: a time limit around each wait would cost more than most of what is done for a token.
+        self._timeout_s = timeout_s
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._mailbox.expire)
         self.answers = [
             Answer(request, tokenizer, stop, lambda i=i: self._handles[i].cancel(), metrics.gap)  # type: ignore[misc]
             for i, request in enumerate(requests)
@@ -54,7 +55,7 @@ class Generation:
             for index, request in enumerate(requests):
                 self._handles.append(service.submit(request, MailboxListener(self._mailbox, index)))
         except BaseException:
-            self.cancel()
+            self.abandon()
             raise
 
     @property
@@ -69,6 +70,7 @@ class Generation:
 
     def abandon(self) -> None:
         """Give up what has not ended, because nobody hears any more."""
+        self._timer.cancel()
         self.cancel()
         for answer in self.answers:
             if answer.ending is None:
@@ -110,18 +112,17 @@ class Generation:
     async def _hear(self) -> list[int]:
         """Take in what there is; indices of the answers that it concerns, each once."""
         heard: dict[int, None] = {}
-        try:
-            async with asyncio.timeout_at(self._ends_at_s):
-                events = await self._mailbox.take()
-        except TimeoutError as error:
-            message = f"the answer took longer than {self._timeout_s:g} s, all this server allows; ask for fewer tokens"
-            raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message, NO_RETRY) from error
-        for index, event in events:
+        for index, event in await self._mailbox.take():
             answer = self.answers[index]
             answer.hear(event)
             heard[index] = None
             if answer.ending is event:
                 self._metrics.ended(answer)
+        if self.is_over:
+            self._timer.cancel()
+        elif not heard:
+            message = f"the answer took longer than {self._timeout_s:g} s, all this server allows; ask for fewer tokens"
+            raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message, NO_RETRY)
         return list(heard)
 
     def _check(self) -> None:
@@ -131,4 +132,4 @@ class Generation:
         for answer in self.answers:
             if answer.ending is not None and not answer.is_answered:
                 self.cancel()
-                raise refusal(answer.ending)
+                raise refusal(answer.ending, answer.told())

@@ -39,7 +39,7 @@ class Mailbox:
         self._news = asyncio.Event()
         self._capacity = capacity
         self._on_overfull = on_overfull
-        self._is_woken = False
+        self._is_woken = self._is_expired = False
         self._taken_at_s = -PACE_S
         self.is_overfull = False
 
@@ -64,15 +64,22 @@ class Mailbox:
     def _wake_later(self) -> None:
         self._loop.call_at(self._taken_at_s + PACE_S, self._news.set)
 
+    def expire(self) -> None:
+        """Let nobody wait any longer; to be called in the loop."""
+        self._is_expired = True
+        self._news.set()
+
     async def take(self) -> list[tuple[int, Event]]:
-        """All there is, waiting for at least one."""
-        await self._news.wait()
-        self._news.clear()
-        self._is_woken = False
-        self._taken_at_s = self._loop.time()
-        taken = []
-        while self._events:
-            taken.append(self._events.popleft())
+        """All there is, waiting for at least one; none if the mailbox has expired."""
+        taken: list[tuple[int, Event]] = []
+        while not taken and not self._is_expired:
+            await self._news.wait()
+            self._news.clear()
+            # From here on a post wakes again; what it brings may be taken now, and that wake-up then finds nothing.
+            self._is_woken = False
+            self._taken_at_s = self._loop.time()
+            while self._events:
+                taken.append(self._events.popleft())
         return taken
 
 

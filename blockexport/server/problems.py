@@ -23,11 +23,27 @@ _KINDS = {
 NO_RETRY = {"x-should-retry": "false"}
 
 
-def problem_body(status: int, message: str) -> dict[str, Any]:
-    """The body of an answer that is none."""
+class Refused(HTTPException):
+    """To be raised for a request that the service ended without an answer; `told` is what became of it."""
+
+    def __init__(
+        self, status: int, message: str, told: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.told = told
+
+
+def problem_body(status: int, message: str, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The body of an answer that is none, with what became of the request where the service had it."""
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     kind = _KINDS.get(HTTPStatus(status), kind)
-    return {"error": {"message": " ".join(message.split()), "type": kind, "param": None, "code": status}}
+    error = {"message": " ".join(message.split()), "type": kind, "param": None, "code": status}
+    return {"error": error if told is None else {**error, "blockexport": dict(told)}}
+
+
+def body_of(error: HTTPException) -> dict[str, Any]:
+    """The body of what was raised."""
+    return problem_body(error.status_code, error.detail, error.told if isinstance(error, Refused) else None)
 
 
 def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -40,18 +56,18 @@ def bad_request(message: str) -> HTTPException:
     return HTTPException(HTTPStatus.BAD_REQUEST, message)
 
 
-def refusal(ending: Ending) -> HTTPException:
+def refusal(ending: Ending, told: Mapping[str, Any]) -> Refused:
     """What a caller is told of a request that ended without an answer."""
     if ending.outcome == "shed" and ending.retry_after_ms is not None:
         seconds = max(1, -int(-ending.retry_after_ms // 1000))
         message = f"{ending.reason}; try again in {seconds} s"
-        return HTTPException(HTTPStatus.TOO_MANY_REQUESTS, message, {"Retry-After": str(seconds)})
+        return Refused(HTTPStatus.TOO_MANY_REQUESTS, message, told, {"Retry-After": str(seconds)})
     if ending.outcome == "shed":
         message = f"the budget cannot be kept: {ending.reason}; allow more time or fewer tokens"
-        return HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+        return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, message, told)
     if ending.outcome == "late":
-        return HTTPException(HTTPStatus.GATEWAY_TIMEOUT, f"the budget was missed: {ending.reason}", NO_RETRY)
-    return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the request {ending.outcome}: {ending.reason}")
+        return Refused(HTTPStatus.GATEWAY_TIMEOUT, f"the budget was missed: {ending.reason}", told, NO_RETRY)
+    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the request {ending.outcome}: {ending.reason}", told)
 
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
@@ -74,7 +90,7 @@ def _clause(error: Mapping[str, Any]) -> str:
 async def on_http(_request: Request, error: Exception) -> JSONResponse:
     """What the framework or we refused."""
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, error.headers)
+    return JSONResponse(body_of(error), error.status_code, dict(error.headers or {}))
 
 
 async def on_invalid(_request: Request, error: Exception) -> JSONResponse:

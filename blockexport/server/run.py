@@ -67,20 +67,28 @@ def run(app: Any, settings: ServerSettings, on_ready: Callable[[str], None]) -> 
         ConfigError: the address or port cannot be had.
     """
     sys.setswitchinterval(_SWITCH_S)
-    with closing(listen(settings)) as listener, _quiet_end():
+    server = server_of(app, settings)
+    with closing(listen(settings)) as listener, _quiet_end(server):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         on_ready(f"http://{host}:{listener.getsockname()[1]}")
-        server_of(app, settings).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 @contextmanager
-def _quiet_end() -> Iterator[None]:
-    """Being told to stop is no failure: uvicorn raises the signals it got once more when it has ended."""
+def _quiet_end(server: Any) -> Iterator[None]:
+    """Being told to stop is no failure, though uvicorn raises the signals it got once more when it has ended.
+
+    A signal that comes before uvicorn listens to them counts too.
+    """
+
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: None) for number in signals]
+    before = [signal.signal(number, stop) for number in signals]
     try:
         yield
     finally:

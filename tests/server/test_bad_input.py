@@ -98,8 +98,9 @@ def test_header_and_body_that_disagree(client: TestClient) -> None:
         ({"prompt": [1.5]}, "none of them empty"),
         ({"prompt": {"a": 1}}, "none of them empty"),
         ({"prompt": ["w1"] * 33}, "at most 32"),
-        ({"prompt": "w1 " * 64}, "exceed the context"),
-        ({"prompt": list(range(39)) * 3}, "exceed the context"),
+        ({"prompt": "w1 " * 64}, "has 64 tokens"),
+        ({"prompt": list(range(39)) * 3}, "has 117 tokens"),
+        ({"prompt": [1] * 60, "max_tokens": 5}, "exceed the context"),
         ({"model": 5}, "model"),
     ],
 )

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from blockexport.server.app import build_app
+from blockexport.server.settings import ServerSettings
 from blockexport.serving.service import Ending
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "w1", "max_tokens": 6}
@@ -103,7 +105,10 @@ def test_an_answer_that_is_none(client: TestClient, service: Any, outcome: Any, 
     service.fail_after = (outcome, 2)
     answer = client.post("/v1/completions", json=ASK)
     assert answer.status_code == status
-    assert answer.json()["error"]["type"] == "server_error"
+    error = answer.json()["error"]
+    assert error["type"] == "server_error"
+    # What was promised and what came of it is told all the same, so that nobody counts kept promises only.
+    assert (error["blockexport"]["bound_ms"], error["blockexport"]["outcome"]) == (20, outcome)
 
 
 def test_one_refused_prompt_gives_up_the_others(client: TestClient, service: Any) -> None:
@@ -159,3 +164,14 @@ def test_others_are_answered_while_one_waits(client: TestClient, service: Any) -
         service.gate.set()
         waiting.join(10)
     assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_answer_takes_longer_than_allowed(service: Any, tiny_model: Any, stream: bool) -> None:
+    service.gate.clear()
+    with TestClient(build_app(tiny_model, service, ServerSettings(request_timeout_s=0.2))) as client:
+        answer = client.post("/v1/completions", json=ASK | {"stream": stream})
+        assert answer.status_code == (200 if stream else 504)
+        assert "took longer than 0.2 s" in answer.text
+        service.threads[0].join(10)
+    assert service.endings[0].outcome == "cancelled"

@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from blockexport.errors import ConfigError
 from blockexport.server.limits import BodyLimit
-from blockexport.server.mailbox import Mailbox
+from blockexport.server.mailbox import Mailbox, MailboxListener
 from blockexport.server.run import listen
 from blockexport.server.settings import ServerSettings
 
@@ -68,8 +68,6 @@ def test_a_body_that_does_not_come() -> None:
 
 
 def test_a_mailbox_that_nobody_empties_holds_so_much_and_no_more() -> None:
-    from blockexport.server.mailbox import MailboxListener
-
     async def fill() -> tuple[int, list[bool]]:
         told: list[bool] = []
         mailbox = Mailbox(10, lambda: told.append(True))
@@ -80,6 +78,21 @@ def test_a_mailbox_that_nobody_empties_holds_so_much_and_no_more() -> None:
         return len(await mailbox.take()), told
 
     assert asyncio.run(fill()) == (10, [True])
+
+
+def test_a_mailbox_waits_through_a_wake_up_that_finds_nothing() -> None:
+    async def wait() -> list[Any]:
+        mailbox = Mailbox(10, lambda: None)
+        listener = MailboxListener(mailbox, 0)
+        listener.on_token(1, "d4")
+        first = await mailbox.take()
+        mailbox._news.set()
+        asyncio.get_running_loop().call_later(0.01, listener.on_token, 2, "d4")
+        second = await mailbox.take()
+        mailbox.expire()
+        return [len(first), len(second), len(await mailbox.take())]
+
+    assert asyncio.run(wait()) == [1, 1, 0]
 
 
 def test_a_client_that_never_reads_is_given_up(service: Any, serving: Any, tiny_model: Any) -> None:
@@ -120,10 +133,10 @@ def test_a_client_that_never_asks_is_dropped(service: Any, serving: Any, sent: b
 def test_a_client_may_ask_again_after_a_pause(service: Any, serving: Any) -> None:
     import httpx2
 
-    with serving(service, ServerSettings(port=0, body_timeout_s=0.2)) as running, httpx2.Client() as client:
-        for _ in range(2):
+    with serving(service, ServerSettings(port=0, body_timeout_s=1.0)) as running, httpx2.Client() as client:
+        for _ in range(3):
             assert client.get(f"{running.url}/health").json() == {"status": "ok"}
-            time.sleep(0.4)
+            time.sleep(0.6)
         assert len(running.server.server_state.connections) == 1
 
 
@@ -157,14 +170,14 @@ def test_running_answers_end_before_the_server_does(service: Any, serving: Any) 
     assert service.is_closed
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_process_with_success(number: str) -> None:
+@pytest.mark.parametrize(("number", "after_s"), [("SIGTERM", 0.5), ("SIGINT", 0.5), ("SIGTERM", 0)])
+def test_a_signal_ends_the_process_with_success(number: str, after_s: float) -> None:
     code = f"""
 import os, runpy, signal, threading
 given = runpy.run_path({str(Path(__file__).parent / "conftest.py")!r})
 from blockexport.server.run import run
 service, settings = given["FakeService"](), given["ServerSettings"](port=0)
-ready = lambda url: threading.Timer(0.5, os.kill, (os.getpid(), signal.{number})).start()
+ready = lambda url: threading.Timer({after_s}, os.kill, (os.getpid(), signal.{number})).start()
 run(given["build_app"](given["MODEL"], service, settings), settings, ready)
 print("drained", service.is_drained, "closed", service.is_closed)
 """

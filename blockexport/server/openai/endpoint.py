@@ -101,6 +101,9 @@ class Endpoint:
             RequestError: more than the server or the model can give.
         """
         most, context = self._settings.max_new_tokens, self._model.spec.context_tokens
+        if context and prompt_tokens >= context:
+            msg = f"the prompt has {prompt_tokens} tokens; with an answer it must fit a context of {context}"
+            raise RequestError(msg)
         if asked is not None and asked > most:
             msg = f"{asked} new tokens are asked for; this server gives at most {most}"
             raise RequestError(msg)

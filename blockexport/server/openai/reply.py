@@ -52,7 +52,7 @@ class Reply:
             for index in indices:
                 answer = answers[index]
                 text = answer.take_text()
-                if not text and answer.finish_reason is None and index in begun:
+                if not text and answer.finish_reason is None:
                     continue
                 choice = self._form.delta(index, text, answer.finish_reason, is_first=index not in begun)
                 begun.add(index)
