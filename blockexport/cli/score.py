@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from blockexport.cli.options import parse_blocks, require_file_place
-from blockexport.cli.output import Output, counted, progress
+from blockexport.cli.output import Output, cell, counted, progress
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, write_atomically
 from blockexport.core.scores import BlockScores
@@ -62,10 +62,27 @@ def score(
 
 
 def _show(output: Output, scores: BlockScores, out: Path) -> None:
+    columns = [scores.scores, scores.stderr, *(task.scores for task in scores.tasks)]
     rows = [
-        (block, "protected" if block in scores.protected else value, error)
-        for block, (value, error) in enumerate(zip(scores.scores, scores.stderr, strict=True))
+        (block, *(["protected"] * len(columns) if block in scores.protected else values))
+        for block, values in enumerate(zip(*columns, strict=True))
     ]
     title = f"Importance by {scores.method}, {scores.num_samples} samples"
-    output.table(title, ("block", "score", "standard error"), rows)
+    tasks = [f"{task.name} ({task.num_samples})" for task in scores.tasks]
+    output.table(title, ("block", "score", "standard error", *tasks), rows)
+    _show_agreement(output, scores)
     output.line(f"scores: {out}")
+
+
+def _show_agreement(output: Output, scores: BlockScores) -> None:
+    """What it is worth to have scored on these samples and tasks and no others."""
+    agreement = scores.agreement
+    if agreement.tasks:
+        rows = [
+            (name, found.halves, found.merged, *(found.others.get(other) for other in agreement.tasks))
+            for name, found in agreement.tasks.items()
+        ]
+        head = ("task", "its two halves", "all samples", *agreement.tasks)
+        output.table("Spearman rank correlation of scores", head, rows)
+    if scores.halves:
+        output.line(f"Spearman between the two halves of all samples: {cell(agreement.halves)}")

@@ -27,6 +27,9 @@ def select(
     ] = _AUTO,
     strategy: Annotated[str, typer.Option(help="top_k, threshold, sequential, greedy or beam.")] = "top_k",
     out: Annotated[Path, typer.Option(help="Where the ladder goes.")] = Path("ladder.json"),
+    task: Annotated[
+        str | None, typer.Option(help="Use the scores of this task alone; those of all samples without.")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="For threshold: shares of the highest score, such as 0.5,0.2.")
     ] = None,
@@ -63,6 +66,8 @@ def select(
 
     require_file_place(out)
     importance = BlockScores.from_json(read_json(scores), num_blocks)
+    if task is not None:
+        importance = importance.of_task(task)
     options: dict[str, Any] = {"strategy": strategy, "min_depth": min_depth}
     options |= {"beam_width": beam_width, "beam_depth": beam_depth}
     options["threshold"] = None if threshold is None else parse_numbers(threshold, "--threshold")

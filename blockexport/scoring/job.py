@@ -1,6 +1,7 @@
 """One scoring run, and the two loops that all methods share."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from blockexport.errors import DataError
 from blockexport.models.batches import ModelBatch, ModelData
 from blockexport.models.loaded import LoadedModel
 from blockexport.models.partial import record, rerun
+from blockexport.scoring.parts import Part, sample_parts
 from blockexport.scoring.progress import Progress
 
 Measure = Callable[[LoadedModel, ModelBatch], torch.Tensor]
@@ -38,10 +40,16 @@ class ScoringJob:
     blocks: tuple[int, ...]
     progress: Progress
 
+    def batches(self) -> Iterator[tuple[ModelBatch, tuple[Part, ...]]]:
+        """Each batch with the parts of its samples."""
+        parts = iter(sample_parts(self.data))
+        for batch in self.data:
+            yield batch, tuple(itertools.islice(parts, batch.size))
+
 
 def score_in_one_pass(job: ScoringJob, measure: Measure) -> None:
     """Measure all blocks at once; a step is a batch."""
-    for step, batch in enumerate(job.data):
+    for step, (batch, parts) in enumerate(job.batches()):
         if step < job.progress.done:
             continue
         values = measure(job.model, batch).double().cpu().numpy()
@@ -49,7 +57,7 @@ def score_in_one_pass(job: ScoringJob, measure: Measure) -> None:
             msg = "the model's activations hold NaN or infinity on this data; check the weights and the inputs"
             raise DataError(msg)
         for block in job.blocks:
-            job.progress.moments[block].add(values[:, block])
+            job.progress.add(block, values[:, block], parts)
         job.progress.advance()
 
 
@@ -60,7 +68,7 @@ def score_by_dropping(job: ScoringJob, judge: Judge) -> None:
     blocks behind the dropped one run again (`models.partial`).
     """
     full_mask = DepthMask.full(job.model.num_blocks)
-    for index, batch in enumerate(job.data):
+    for index, (batch, parts) in enumerate(job.batches()):
         first = index * len(job.blocks)
         missing = job.blocks[max(0, job.progress.done - first) :]
         if not missing:
@@ -69,5 +77,5 @@ def score_by_dropping(job: ScoringJob, judge: Judge) -> None:
         baseline = judge(batch, full.outputs, full.outputs)
         for block in missing:
             run = rerun(job.model, full, full_mask.without(block))
-            job.progress.moments[block].add(baseline - judge(batch, run.outputs, full.outputs))
+            job.progress.add(block, baseline - judge(batch, run.outputs, full.outputs), parts)
             job.progress.advance()

@@ -1,6 +1,5 @@
 """The one entry to all scoring methods."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from blockexport.scoring.accuracy_drop import score_accuracy_drop, score_model_m
 from blockexport.scoring.activation import score_activation
 from blockexport.scoring.attention import score_attention
 from blockexport.scoring.block_influence import score_block_influence
+from blockexport.scoring.collect import collect_scores
 from blockexport.scoring.gradient import score_gradient
 from blockexport.scoring.job import ScoringJob
 from blockexport.scoring.loss_drop import score_loss_drop
@@ -64,7 +64,8 @@ def score(
         on_progress: called with (steps done, steps in all).
 
     Returns:
-        Scores with standard errors over samples, for drops over paired differences; 0 where the noise is unknown.
+        Scores with standard errors over samples, for drops over paired differences; 0 where the noise is unknown. Also
+        those of each task and of either half of the samples; a task's weight in the score is its number of samples.
 
     Raises:
         ConfigError: an unknown method or a metric for a method that takes none.
@@ -97,7 +98,7 @@ def score(
             _run(method, ScoringJob(loaded, read, blocks, progress), metric)
         elif metric is not None:
             score_model_metric(loaded, model, metric, blocks, progress)
-    result = _collect(progress, kept)
+    result = collect_scores(progress, kept)
     progress.finish()
     return result
 
@@ -115,20 +116,6 @@ def _count_steps(method: str, data: ModelData | None, blocks: tuple[int, ...]) -
     if data is None or not blocks:
         return len(blocks)
     return len(data) * (1 if method in _BY_BATCH else len(blocks))
-
-
-def _collect(progress: Progress, protected: tuple[int, ...]) -> BlockScores:
-    identity = progress.identity
-    return BlockScores(
-        method=identity["method"],
-        scores=tuple(math.inf if i in protected else m.mean for i, m in enumerate(progress.moments)),
-        stderr=tuple(m.stderr for m in progress.moments),
-        protected=protected,
-        model=identity["model"],
-        data=identity["data"],
-        seed=identity["seed"],
-        num_samples=identity["num_samples"],
-    )
 
 
 def _check_method(method: str, metric: Callable[..., Any] | None) -> None:
