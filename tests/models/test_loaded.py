@@ -78,7 +78,7 @@ def test_digest_sees_every_tensor_and_the_configuration() -> None:
     assert digest_module(module) not in seen
 
 
-def test_pictures_for_an_architecture_whose_pictures_no_
+def test_pictures_for_an_architecture_whose_pictures_no_adapter_knows() -> None:
     """transformers would pass over them, or read them by the module's own vision side, which no engine is made of."""
     model = wrap_module(tiny_model("llama"))
     with pytest.raises(RequestError, match="reads text only; leave pictures out, .* an adapter knows: llava, molmo$"):
