@@ -30,6 +30,9 @@ def score(
     num_samples: Annotated[int | None, typer.Option(min=1, help="Samples to use; all without.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of the samples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Score the blocks of the vision side, for build --vision-ladder.")
+    ] = False,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
@@ -56,6 +59,7 @@ def score(
             seed=seed,
             num_samples=num_samples,
             batch_size=batch_size,
+            vision=vision,
             resume_path=out.with_name(f"{out.name}.unfinished"),
             on_progress=counted(advance, f"scoring by {method}"),
         )

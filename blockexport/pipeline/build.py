@@ -142,6 +142,9 @@ def _check_vision(model: LoadedModel, ladder: DepthLadder | None) -> None:
         raise ConfigError(msg)
     if ladder is not None and side is not None:
         side.check_mask(ladder.levels[0].mask)
+        if ladder.model not in {"", model.spec.vision_scores_digest}:
+            msg = f"the vision ladder rests on other scores than those of {model.spec.name} --vision; score it --vision"
+            raise ScoresError(msg)
 
 
 @dataclass(frozen=True, slots=True)

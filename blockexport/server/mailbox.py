@@ -77,9 +77,10 @@ class Mailbox:
             self._news.clear()
             # From here on a post wakes again; what it brings may be taken now, and that wake-up then finds nothing.
             self._is_woken = False
-            self._taken_at_s = self._loop.time()
             while self._events:
                 taken.append(self._events.popleft())
+        if any(isinstance(event, Token) for _, event in taken):
+            self._taken_at_s = self._loop.time()
         return taken
 
 
