@@ -17,6 +17,8 @@
     │   └── SchemaVersionError             a bundle of a format this version cannot read
     ├── BackendUnavailableError            an optional package is missing or unusable
     ├── RequestError (ValueError)          a request the loaded model cannot serve
+    ├── EngineFaultError                   an engine raised, hung, or gave what no token can be drawn from
+    ├── ServiceClosedError                 the service is about to stop and takes nothing more in
     └── RoutingError
         ├── ProfileError                   no usable latency profile for this host
         └── BudgetInfeasibleError          no level fits the budget

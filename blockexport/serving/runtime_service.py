@@ -291,7 +291,9 @@ class RuntimeService:
         else:
             self.promises.keep(ticket, now_ms(), is_whole=outcome == "served")
         if entry is not None:
-            self._tell(entry, outcome)
+            # It had its turn too late, which is for want of room: later there may be some.
+            retry_after_ms = self._scheduler.room_in_ms() if outcome == "shed" else None
+            self._tell(entry, outcome, retry_after_ms=retry_after_ms)
 
     def _tell(self, entry: _Request, outcome: Outcome, reason: str = "", retry_after_ms: float | None = None) -> None:
         observed_ms = now_ms() - entry.arrived_ms

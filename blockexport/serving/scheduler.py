@@ -116,8 +116,8 @@ class Scheduler:
         if len(self.waiting) >= self._max_waiting:
             least = min(self.waiting, key=lambda other: other.contract.priority)
             if least.contract.priority >= contract.priority:
-                retry_ms = retry_after_ms(self._state(now), self._ladder.depths[self._shallowest])
-                return self._refuse(ticket, f"{len(self.waiting)} requests wait already, as many as may", retry_ms)
+                reason = f"{len(self.waiting)} requests wait already, as many as may"
+                return self._refuse(ticket, reason, self.room_in_ms())
             self.end(least, "shed")
         insort(self.waiting, ticket, key=self._place)
         return Admission(ticket, is_admitted=True, reason="waits for its turn")
@@ -125,6 +125,12 @@ class Scheduler:
     def cancel(self, ticket: Ticket) -> None:
         """End a request that its caller gave up; what it holds is free before the next step."""
         self.end(ticket, "cancelled")
+
+    def room_in_ms(self) -> float:
+        """When the first of the running answers should have ended, so that the queue moves."""
+        if not self.is_busy:
+            return 0.0
+        return retry_after_ms(self._state(self._clock()), self._ladder.depths[self._shallowest])
 
     @property
     def is_busy(self) -> bool:

@@ -202,3 +202,18 @@ def test_a_defect_in_a_step_reaches_every_caller(service: RuntimeService, monkey
 def test_an_unknown_policy_names_those_there_are(tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"priced, slackfit, .*fixed:d3"):
         RuntimeService(_runtime(tiny_bundle), policy="best")
+
+
+def test_who_waited_too_long_is_told_when_to_come_back(tiny_bundle: Path) -> None:
+    service = RuntimeService(_runtime(tiny_bundle), max_rows=1)
+    hold, first, late = threading.Event(), Caller(), Caller()
+    service.submit(_request(0, 50), first)
+    assert first.first.wait(WAIT_S)
+    service.run(hold.wait)
+    service.submit(_request(1, 50, budget=LatencyBudget(e2e_ms=60.0)), late)
+    assert not late.done.wait(0.2)
+    hold.set()
+    ending = late.wait()
+    assert ending.outcome == "shed"
+    assert ending.retry_after_ms is not None
+    service.close()
