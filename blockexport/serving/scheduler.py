@@ -112,7 +112,9 @@ class Scheduler:
         )
         self._num_arrived += 1
         if self._policy.sheds and self._is_hopeless(ticket, now):
-            return self._refuse(ticket, "no level keeps the budget, even with the host to itself", None)
+            if self._is_hopeless(ticket, ticket.arrived_ms):
+                return self._refuse(ticket, "no level keeps the budget, even with the host to itself", None)
+            return self._refuse(ticket, "its budget was over before it could be queued", self.room_in_ms())
         if len(self.waiting) >= self._max_waiting:
             least = min(self.waiting, key=lambda other: other.contract.priority)
             if least.contract.priority >= contract.priority:
