@@ -1,4 +1,4 @@
-"""Matrices in bf16: fp32 with the lower half of its bits rounded off, which published checkpoints mostly are already."""
+"""Matrices in bf16: fp32 without the lower half of its bits, which published checkpoints mostly are already."""
 
 from dataclasses import dataclass
 from typing import Any, Self

@@ -33,7 +33,9 @@ def test_integers_are_quantised_and_other_numbers_are_not() -> None:
     assert not BF16.is_quantised
 
 
-@pytest.mark.parametrize("text", ["", "int2", "int4g", "int4g7", "int4g32s", "fp32g32", "bf16g32", "bf16a", "fp16", "INT4", "int4 "])
+@pytest.mark.parametrize(
+    "text", ["", "int2", "int4g", "int4g7", "int4g32s", "fp32g32", "bf16g32", "bf16a", "fp16", "INT4", "int4 "]
+)
 def test_anything_else_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ConfigError, match=r"bf16|block size"):
         Precision.parse(text)

@@ -29,7 +29,9 @@ def test_all_else_goes_to_the_nearest(size: float, sign: float) -> None:
     assert abs(float(kept) - float(number)) <= 2.0 ** (float(exponent) - 9)
 
 
-@pytest.mark.parametrize(("number", "kept"), [(1 + 2**-8, 1.0), (1 + 3 * 2**-8, 1 + 2**-6), (1 + 2**-8 + 2**-20, 1 + 2**-7)])
+@pytest.mark.parametrize(
+    ("number", "kept"), [(1 + 2**-8, 1.0), (1 + 3 * 2**-8, 1 + 2**-6), (1 + 2**-8 + 2**-20, 1 + 2**-7)]
+)
 def test_ties_go_to_the_even_one(number: float, kept: float) -> None:
     assert Bf16Matrix.of(np.array([[number]], np.float32)).dequantise()[0, 0] == kept
 

@@ -23,7 +23,7 @@ struct DenseProduct {
 // With fewer rows, laying fp32 activations out for tiles costs more than it saves (measured: even at 26, 6 % won at 28).
 constexpr int64_t kManyDenseRows = 28;
 
-// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each. The memory belongs to the calling thread
+// Rows of activations transposed for DensePath::tiles: (k, kDenseRows) each. The memory belongs to the calling thread
 // and is good until its next call.
 const float* dense_panels(const Context& context, const Rows& rows);
 
