@@ -35,8 +35,9 @@ class QuantisedGraph:
 def quantise_graph(marked: ir.Model, precision: Precision) -> QuantisedGraph:
     """Store the weights of a marked graph, which stays as it is, as integers or in bf16.
 
-    A weight is changed for all its readers or not at all. Weights by which tokens choose experts, convolutions and tables
-    of positions stay fp32; so do experts in bf16, and integers whose rows no block size divides.
+    A weight is changed for all its readers or not at all. Weights by which tokens choose experts, convolutions and
+    tables of positions stay fp32. So do stacked experts that were to be bf16, and what was to be integers in rows that
+    no block size divides.
 
     Args:
         marked: full-depth graph for ONNX Runtime, with boundary markers.
