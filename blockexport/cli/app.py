@@ -17,12 +17,13 @@ from blockexport.cli.profile import profile
 from blockexport.cli.report import report
 from blockexport.cli.score import score
 from blockexport.cli.select import select
+from blockexport.cli.serve import serve
 from blockexport.cli.study import study
 from blockexport.cli.verb import refuse_usage, set_debugging
 from blockexport.cli.verify import verify
 
 # In the order in which one meets them.
-VERBS = (demo, score, select, build, verify, inspect, profile, plan, generate, report, study, cache, doctor)
+VERBS = (demo, score, select, build, verify, inspect, profile, plan, generate, serve, report, study, cache, doctor)
 
 app = typer.Typer(
     name="blockexport",

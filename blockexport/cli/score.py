@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from blockexport.cli.options import parse_blocks, require_file_place
-from blockexport.cli.output import Output, counted, progress
+from blockexport.cli.output import Output, cell, counted, progress
 from blockexport.cli.verb import JsonFlag, Result, TrustFlag, quiet_libraries, verb
 from blockexport.core.jsonio import dump_json, write_atomically
 from blockexport.core.scores import BlockScores
@@ -15,7 +15,9 @@ from blockexport.errors import DataError
 
 @verb
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-vit.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-molmo, demo:digits-vit.")
+    ],
     method: Annotated[
         str,
         typer.Option(help="accuracy_drop, loss_drop, activation, gradient, attention or block_influence."),
@@ -28,6 +30,9 @@ def score(
     num_samples: Annotated[int | None, typer.Option(min=1, help="Samples to use; all without.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of the samples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Score the blocks of the vision side, for build --vision-ladder.")
+    ] = False,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
@@ -54,6 +59,7 @@ def score(
             seed=seed,
             num_samples=num_samples,
             batch_size=batch_size,
+            vision=vision,
             resume_path=out.with_name(f"{out.name}.unfinished"),
             on_progress=counted(advance, f"scoring by {method}"),
         )
@@ -62,10 +68,27 @@ def score(
 
 
 def _show(output: Output, scores: BlockScores, out: Path) -> None:
+    columns = [scores.scores, scores.stderr, *(task.scores for task in scores.tasks)]
     rows = [
-        (block, "protected" if block in scores.protected else value, error)
-        for block, (value, error) in enumerate(zip(scores.scores, scores.stderr, strict=True))
+        (block, *(["protected"] * len(columns) if block in scores.protected else values))
+        for block, values in enumerate(zip(*columns, strict=True))
     ]
     title = f"Importance by {scores.method}, {scores.num_samples} samples"
-    output.table(title, ("block", "score", "standard error"), rows)
+    tasks = [f"{task.name} ({task.num_samples})" for task in scores.tasks]
+    output.table(title, ("block", "score", "standard error", *tasks), rows)
+    _show_agreement(output, scores)
     output.line(f"scores: {out}")
+
+
+def _show_agreement(output: Output, scores: BlockScores) -> None:
+    """What it is worth to have scored on these samples and tasks and no others."""
+    agreement = scores.agreement
+    if agreement.tasks:
+        rows = [
+            (name, found.halves, found.merged, *(found.others.get(other) for other in agreement.tasks))
+            for name, found in agreement.tasks.items()
+        ]
+        head = ("task", "its two halves", "all samples", *agreement.tasks)
+        output.table("Spearman rank correlation of scores", head, rows)
+    if scores.halves:
+        output.line(f"Spearman between the two halves of all samples: {cell(agreement.halves)}")

@@ -25,8 +25,11 @@ def select(
     depths: Annotated[
         str, typer.Option(help="Counts (12,9,6), fractions (0.75,0.5) or auto: all, 3/4, 1/2 and 1/4 of the blocks.")
     ] = _AUTO,
-    strategy: Annotated[str, typer.Option(help="top_k, threshold, sequential or greedy.")] = "top_k",
+    strategy: Annotated[str, typer.Option(help="top_k, threshold, sequential, greedy or beam.")] = "top_k",
     out: Annotated[Path, typer.Option(help="Where the ladder goes.")] = Path("ladder.json"),
+    task: Annotated[
+        str | None, typer.Option(help="Use the scores of this task alone; those of all samples without.")
+    ] = None,
     threshold: Annotated[
         str | None, typer.Option(help="For threshold: shares of the highest score, such as 0.5,0.2.")
     ] = None,
@@ -42,10 +45,19 @@ def select(
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=0, help="With --budget-ms: tokens of the prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=0, help="With --budget-ms: tokens to generate.")] = 32,
-    model: Annotated[str | None, typer.Option(help="For greedy: the scored model.")] = None,
-    data: Annotated[str | None, typer.Option(help="For greedy: what it is measured on.")] = None,
-    num_samples: Annotated[int | None, typer.Option(min=1, help="For greedy: samples to use; all without.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="For greedy: seed of the draw of the samples.")] = 0,
+    model: Annotated[str | None, typer.Option(help="For greedy and beam: the scored model.")] = None,
+    data: Annotated[str | None, typer.Option(help="For greedy and beam: what they measure on.")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="For greedy and beam: samples to use; all without.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="For greedy and beam: seed of the draw of the samples.")] = 0,
+    beam_width: Annotated[
+        int | None, typer.Option(min=1, help="For beam: combinations of each size to go on with; 3 without.")
+    ] = None,
+    beam_depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="For beam: removals that a decision looks ahead; to the next level without."),
+    ] = None,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
@@ -54,7 +66,10 @@ def select(
 
     require_file_place(out)
     importance = BlockScores.from_json(read_json(scores), num_blocks)
+    if task is not None:
+        importance = importance.of_task(task)
     options: dict[str, Any] = {"strategy": strategy, "min_depth": min_depth}
+    options |= {"beam_width": beam_width, "beam_depth": beam_depth}
     options["threshold"] = None if threshold is None else parse_numbers(threshold, "--threshold")
     if budget_ms is not None or profile is not None:
         options["depths"] = _depths_of_budget(importance, depths, budget_ms, profile, prompt_tokens, new_tokens)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @verb
 def study(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-vit.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder, or demo:code-lm, demo:digits-molmo, demo:digits-vit.")
+    ],
     data: Annotated[str | None, typer.Option(help="What blocks are chosen on; a demo model has its own.")] = None,
     test_data: Annotated[
         str | None, typer.Option(help="What quality is measured on; a demo model has its own.")

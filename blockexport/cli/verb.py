@@ -27,6 +27,7 @@ _EXTRAS = {
     "onnxruntime": "ort",
     "matplotlib": "plot",
     "PIL": "pictures",
+    **dict.fromkeys(("fastapi", "jinja2", "prometheus_client", "uvicorn"), "serve"),
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]

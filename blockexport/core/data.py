@@ -13,7 +13,7 @@ from blockexport.errors import DataError
 
 IGNORED_LABEL = -100
 
-MetricName = Literal["bits_per_byte", "exact_match", "multiple_choice", "accuracy", "cosine"]
+MetricName = Literal["bits_per_byte", "exact_match", "multiple_choice", "vqa_accuracy", "accuracy", "cosine"]
 
 # What a picture in a prompt brings along; crops are padded with -1, which the models take as absent.
 _PICTURE_INPUTS = ("images", "image_masks", "image_input_idx")
@@ -35,6 +35,8 @@ class Sample:
         group: the task the sample belongs to, reported on its own.
         num_bytes: UTF-8 bytes that the labelled tokens stand for; only for `bits_per_byte`.
         choices: first tokens of the answers to choose from, all different; only for `multiple_choice`.
+        replies: the tokens of each answer that somebody gave, and what it is worth, from 0 to 1; the labelled one is
+            among them. Only for `vqa_accuracy`.
     """
 
     inputs: dict[str, NDArray[np.generic]]
@@ -43,6 +45,7 @@ class Sample:
     group: str
     num_bytes: int = 0
     choices: tuple[int, ...] = ()
+    replies: tuple[tuple[tuple[int, ...], float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +94,7 @@ class Dataset:
         for sample in self.samples:
             state.update(f"{sample.metric}:{sample.group}:{sample.num_bytes}".encode())
             state.update(f":{sample.choices}".encode() if sample.choices else b"")
+            state.update(f":{sample.replies}".encode() if sample.replies else b"")
             for name in sorted(sample.inputs):
                 state.update(name.encode() + np.ascontiguousarray(sample.inputs[name]).tobytes())
             if sample.labels is not None:

@@ -111,6 +111,11 @@ class ModelSpec(BaseModel):
             }
         )
 
+    @property
+    def vision_scores_digest(self) -> str:
+        """What scores and ladders of the vision side name as their model, so that they pass for no other's."""
+        return f"{self.digest}:vision"
+
     def to_json(self) -> dict[str, Any]:
         """The specification as a manifest holds it."""
         return self.model_dump(mode="json")

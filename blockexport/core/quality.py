@@ -1,6 +1,8 @@
 """How good a model or engine is on a dataset, by one piece of code for both.
 
 `cosine` compares with what the full model gave for the same sample; it measures fidelity where there are no labels.
+`vqa_accuracy` is read off the one forward along the most frequent answer. A reply that leaves it is known up to the
+token where it does so, and is taken for the answer that begins like that, the one worth least of several.
 """
 
 import math
@@ -11,13 +13,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from blockexport.core.data import IGNORED_LABEL, Batch, Dataset
+from blockexport.core.data import IGNORED_LABEL, Batch, Dataset, Sample
 from blockexport.errors import DataError
 
 HIGHER_IS_BETTER = {
     "bits_per_byte": False,
     "exact_match": True,
     "multiple_choice": True,
+    "vqa_accuracy": True,
     "accuracy": True,
     "cosine": True,
 }
@@ -80,7 +83,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _text_scores(output: NDArray[np.float32], batch: Batch, row: int) -> float:
-    """Nats over the labelled tokens, or 1/0 for an exact match or the right one of the choices."""
+    """Nats over the labelled tokens, 1/0 for an exact match or the right choice, or what a reply is worth."""
     assert batch.labels is not None
     sample = batch.samples[row]
     labels = batch.labels[row, 1:]
@@ -91,7 +94,16 @@ def _text_scores(output: NDArray[np.float32], batch: Batch, row: int) -> float:
         return float((logits.argmax(-1) == wanted).all())
     if sample.metric == "multiple_choice":
         return float(sample.choices[int(logits[0, list(sample.choices)].argmax())] == wanted[0])
+    if sample.metric == "vqa_accuracy":
+        return _worth(logits.argmax(-1), wanted, sample)
     return float(-_log_softmax(logits)[np.arange(len(wanted)), wanted].sum())
+
+
+def _worth(said: NDArray[np.int64], wanted: NDArray[np.int64], sample: Sample) -> float:
+    """Worth of the answer that begins as the model does, whose tokens are known up to the first not labelled."""
+    apart = np.flatnonzero(said != wanted)
+    known = tuple(said[: apart[0] + 1 if len(apart) else len(said)].tolist())
+    return min((worth for tokens, worth in sample.replies if tokens[: len(known)] == known), default=0.0)
 
 
 def _cosine(output: NDArray[np.float32], reference: NDArray[np.float32], batch: Batch, row: int) -> float:
@@ -107,7 +119,7 @@ def _cosine(output: NDArray[np.float32], reference: NDArray[np.float32], batch: 
 def sample_scores(
     output: NDArray[np.float32], batch: Batch, reference: NDArray[np.float32] | None
 ) -> NDArray[np.float64]:
-    """One number per row: nats, 1/0, or a cosine, as each sample's metric asks.
+    """One number per row: nats, 1/0, a worth or a cosine, as each sample's metric asks.
 
     Raises:
         DataError: the output is not finite, or a cosine is asked for without a reference.

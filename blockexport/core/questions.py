@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ class PictureQuestion:
     def __post_init__(self) -> None:
         if not self.question.strip() or not self.answers:
             msg = f"question {self.question!r} has answers {self.answers}; give a question and at least one answer"
+            raise DataError(msg)
+        if self.metric not in get_args(AnswerMetric):
+            msg = f"no metric {self.metric!r} for questions; take one of {', '.join(get_args(AnswerMetric))}"
             raise DataError(msg)
         if self.metric == "multiple_choice" and self.answers[0] not in self.choices:
             msg = f"the answer {self.answers[0]!r} to {self.question!r} is none of its choices {self.choices}; add it"

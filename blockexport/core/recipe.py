@@ -51,12 +51,16 @@ class SelectSection(_Section):
             a half and a quarter.
         threshold: for strategy `threshold`, in place of depths.
         min_depth: no level is shallower.
+        beam_width: for strategy `beam`: combinations of each size that it goes on with.
+        beam_depth: for strategy `beam`: removals that one decision looks ahead; None for those to the next level.
     """
 
     strategy: Text = "top_k"
     depths: Literal["auto"] | tuple[StrictInt | StrictFloat, ...] = "auto"
     threshold: tuple[float, ...] | float | None = None
     min_depth: Annotated[StrictInt, Field(ge=1)] = 1
+    beam_width: Annotated[StrictInt, Field(ge=1)] | None = None
+    beam_depth: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
 class QualitySection(_Section):

@@ -1,9 +1,10 @@
 """Block importance: one score per block, with what it takes to trust and repeat it."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from blockexport.core.task_scores import Agreement, Halves, TaskScores, read_halves
 from blockexport.errors import ScoresError
 
 SCHEMA_VERSION = 1
@@ -26,6 +27,8 @@ class BlockScores:
         data: digest of the data.
         seed: seed of the data order.
         num_samples: samples each score rests on.
+        tasks: the same on each task alone, when the data has several.
+        halves: the scores from either half of the samples, for `agreement`; empty when there are too few.
     """
 
     method: str
@@ -36,6 +39,8 @@ class BlockScores:
     data: str = ""
     seed: int = 0
     num_samples: int = 0
+    tasks: tuple[TaskScores, ...] = ()
+    halves: Halves = ()
 
     def __post_init__(self) -> None:
         if not self.scores:
@@ -58,15 +63,49 @@ class BlockScores:
         if any(not 0 <= block < len(self.scores) for block in self.protected):
             msg = f"protected blocks {list(self.protected)} reach outside 0..{len(self.scores) - 1}"
             raise ScoresError(msg)
+        rows = [*self.halves, *(row for task in self.tasks for row in (task.scores, task.stderr, *task.halves))]
+        if any(len(row) != len(self.scores) or any(map(math.isnan, row)) for row in rows):
+            msg = f"scores of tasks and halves must be one number for each of {len(self.scores)} blocks; score again"
+            raise ScoresError(msg)
 
     @property
     def num_blocks(self) -> int:
         """Blocks of the scored model."""
         return len(self.scores)
 
+    def of_task(self, name: str) -> "BlockScores":
+        """The scores of one task, as if nothing else had been scored.
+
+        Raises:
+            ScoresError: there is no such task.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return replace(
+                    self,
+                    scores=task.scores,
+                    stderr=task.stderr,
+                    num_samples=task.num_samples,
+                    tasks=(),
+                    halves=task.halves,
+                )
+        listed = ", ".join(task.name for task in self.tasks) or "none"
+        msg = f"no scores of task {name!r}; these scores tell apart: {listed}"
+        raise ScoresError(msg)
+
+    @property
+    def agreement(self) -> Agreement:
+        """How far the scores from halves of the samples and from single tasks agree."""
+        measured = [i for i in range(self.num_blocks) if i not in self.protected]
+        merged = TaskScores("", self.scores, self.stderr, self.num_samples, self.halves)
+        return Agreement.of(measured, merged, self.tasks)
+
     def to_json(self) -> dict[str, Any]:
-        """The scores as their file holds them."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """The scores as their file holds them; what is not known of tasks and halves is left out."""
+        fields: dict[str, Any] = asdict(self)
+        known = {name: value for name, value in fields.items() if name not in {"tasks", "halves"} or value}
+        agreement = {"spearman": self.agreement.to_json()} if self.halves else {}
+        return {"schema_version": SCHEMA_VERSION, **known, **agreement}
 
     @classmethod
     def from_json(cls, value: Any, num_blocks: int | None = None) -> Self:
@@ -98,10 +137,13 @@ class BlockScores:
                 "score again with it"
             )
             raise ScoresError(msg)
-        fields = {key: item for key, item in value.items() if key != "schema_version"}
+        # Correlations follow from the scores.
+        fields = {key: item for key, item in value.items() if key not in {"schema_version", "spearman"}}
         try:
             fields |= {key: tuple(float(x) for x in fields[key]) for key in ("scores", "stderr")}
             fields["protected"] = tuple(int(x) for x in fields.get("protected", ()))
+            fields["tasks"] = tuple(TaskScores.from_json(task) for task in fields.get("tasks", ()))
+            fields["halves"] = read_halves(fields.get("halves", ()))
             return cls(**fields)
         except ScoresError:
             raise

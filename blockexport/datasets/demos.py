@@ -13,7 +13,7 @@ from blockexport.datasets.pictures import QuestionReader
 from blockexport.errors import DataError
 from blockexport.models.demos.code_lm import corpus, tasks
 
-NAMES = ("demo:code-lm", "demo:digits-vit", "demo:digits-molmo")
+NAMES = ("demo:code-lm", "demo:digits-molmo", "demo:digits-vit")
 
 # Per split: text windows, items of each task, and the seed of the items. Seed 1 is the card's.
 _CODE_LM_SIZES = {"selection": (24, 32, 2), "test": (64, 150, 3)}

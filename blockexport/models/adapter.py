@@ -189,6 +189,11 @@ def adapter_of(model_type: str) -> ModelAdapter:
     return adapter
 
 
+def adapted_architectures() -> tuple[str, ...]:
+    """Architectures whose adapter reads pictures."""
+    return tuple(name for name in _ADAPTERS if isinstance(adapter_of(name), PictureAdapter))
+
+
 def resolve_adapter(module: nn.Module) -> ModelAdapter:
     """The adapter of a model's architecture."""
     return adapter_of(getattr(getattr(module, "config", None), "model_type", ""))

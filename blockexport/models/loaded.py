@@ -13,7 +13,7 @@ from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
 from blockexport.core.pictures import PICTURE_INPUTS
 from blockexport.errors import MaskError, ModelSupportError, RequestError
-from blockexport.models.adapter import ModelAdapter, PictureAdapter, resolve_adapter
+from blockexport.models.adapter import ModelAdapter, PictureAdapter, adapted_architectures, resolve_adapter
 from blockexport.models.skip import ACTIVE_MASK
 from blockexport.models.vision_side import VisionSideAdapter
 
@@ -77,7 +77,10 @@ class LoadedModel:
     def _check_pictures(self, given: Mapping[str, Any]) -> None:
         pictures = sorted(_PICTURES & given.keys())
         if pictures and self.spec.kind != "vision" and self.spec.vision is None:
-            msg = f"{', '.join(pictures)} were given, but {self.spec.name} reads text only; leave pictures out"
+            msg = (
+                f"{', '.join(pictures)} were given, but {self.spec.name} reads text only; leave pictures out, or take "
+                f"a model whose pictures an adapter knows: {', '.join(adapted_architectures())}"
+            )
             raise RequestError(msg)
 
     @property

@@ -43,7 +43,7 @@ from blockexport.runtime.engines import BACKEND
 
 BACKENDS = (BACKEND,)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # How pictures are cut; what the one leaves out the other says.
 _PICTURE_FILES = ("preprocessor_config.json", "config.json")
 
@@ -142,6 +142,9 @@ def _check_vision(model: LoadedModel, ladder: DepthLadder | None) -> None:
         raise ConfigError(msg)
     if ladder is not None and side is not None:
         side.check_mask(ladder.levels[0].mask)
+        if ladder.model not in {"", model.spec.vision_scores_digest}:
+            msg = f"the vision ladder rests on other scores than those of {model.spec.name} --vision; score it --vision"
+            raise ScoresError(msg)
 
 
 @dataclass(frozen=True, slots=True)

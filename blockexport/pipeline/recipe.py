@@ -192,6 +192,8 @@ class _Run:
             strategy=section.strategy,
             threshold=section.threshold,
             min_depth=section.min_depth,
+            beam_width=section.beam_width,
+            beam_depth=section.beam_depth,
             model=model,
             data=subset,
             on_progress=lambda done, total: self.options.on_stage(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from blockexport.core.data import IGNORED_LABEL, MetricName, Sample
-from blockexport.core.questions import PictureQuestion
+from blockexport.core.data import IGNORED_LABEL, Sample
+from blockexport.core.questions import PictureQuestion, judge
 from blockexport.errors import DataError
 from blockexport.processing.processor import MolmoProcessor
 
@@ -12,8 +12,8 @@ def question_sample(question: PictureQuestion, processor: MolmoProcessor) -> Sam
     """The prompt, then the answer to its end token, which is what the model must say.
 
     An answer counts as given when each of its tokens is the most likely one, which is when greedy decoding gives it.
-    For `vqa_accuracy` the answer is the most frequent one: what else people said is judged on generated text only, by
-    `core.questions.judge`.
+    For `vqa_accuracy` the labelled answer is the most frequent one, and what else people said is worth what
+    `core.questions.judge` gives for it.
 
     Raises:
         DataError: choices that begin with the same token, or an answer without a token.
@@ -29,8 +29,11 @@ def question_sample(question: PictureQuestion, processor: MolmoProcessor) -> Sam
     if len(set(choices)) < len(choices):
         msg = f"choices {question.choices} of {question.question!r} begin alike; ask for their letters instead"
         raise DataError(msg)
-    metric: MetricName = "multiple_choice" if question.metric == "multiple_choice" else "exact_match"
-    return Sample({**prompt, "input_ids": tokens}, labels, metric, question.task, choices=choices)
+    replies = {}
+    if question.metric == "vqa_accuracy":
+        replies = {tuple(answer_tokens(said, processor)): judge(question, said) for said in question.answers}
+    inputs = {**prompt, "input_ids": tokens}
+    return Sample(inputs, labels, question.metric, question.task, choices=choices, replies=tuple(replies.items()))
 
 
 def answer_tokens(answer: str, processor: MolmoProcessor) -> list[int]:

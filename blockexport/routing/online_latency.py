@@ -10,6 +10,8 @@ from blockexport.routing.slowdown import SlowdownTracker
 StepPhase = Literal["prefill", "decode"]
 
 _RATE = 0.02
+_STEADY_SHARE = 0.8
+"""Of the misses that are allowed: a change of speed costs some before it is noticed, and they count too."""
 
 
 class OnlineLatency:
@@ -35,7 +37,8 @@ class OnlineLatency:
         self._slowdown = SlowdownTracker()
         phases: tuple[StepPhase, ...] = ("prefill", "decode")
         self._quantiles = {
-            p: [QuantileTracker(alpha, _RATE, first_quantile) for _ in range(num_levels)] for p in phases
+            p: [QuantileTracker(_STEADY_SHARE * alpha, _RATE, first_quantile) for _ in range(num_levels)]
+            for p in phases
         }
 
     @property
@@ -66,4 +69,4 @@ class OnlineLatency:
         log_ratio = math.log(observed_ms / profiled_ms)
         within = self._quantiles[phase][level].observe(log_ratio - self._slowdown.log_factor)
         self.coverage.observe(level, now_ms, is_within=within)
-        self._slowdown.observe(log_ratio)
+        self._slowdown.observe(log_ratio, observed_ms)

@@ -33,6 +33,8 @@ class Ticket:
         busy_ms: engine time that it took part in, shared out by rows.
         num_switches: changes of level between two tokens.
         switched_at: tokens handed out at the last of them.
+        is_promised: whether its caller was told what to expect.
+        num_faults: failures of engines since its last token.
         longest_gap_ms: longest time between two tokens.
         end_by_ms: when the answer has to be complete; infinite without a limit, like the next three.
         first_by_ms: when the first token has to be out.
@@ -62,6 +64,8 @@ class Ticket:
     busy_ms: float = 0.0
     num_switches: int = 0
     switched_at: int = 0
+    is_promised: bool = False
+    num_faults: int = 0
     longest_gap_ms: float = 0.0
     end_by_ms: float = math.inf
     first_by_ms: float = math.inf

@@ -75,7 +75,7 @@ def score_model_metric(
     for block in blocks[progress.done :]:
         with skipping(model, full.without(block)):
             without = _checked_number(metric(given))
-        progress.moments[block].add(np.array([baseline - without]))
+        progress.add(block, np.array([baseline - without]))
         progress.advance()
 
 

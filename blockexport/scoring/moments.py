@@ -26,11 +26,17 @@ class Moments:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Take in a batch of at least one sample."""
-        count, mean = len(values), float(values.mean())
-        apart = mean - self.mean
-        total = self.count + count
-        self.squares += float(((values - mean) ** 2).sum()) + apart**2 * self.count * count / total
-        self.mean += apart * count / total
+        mean = float(values.mean())
+        self.merge(Moments(len(values), mean, float(((values - mean) ** 2).sum())))
+
+    def merge(self, other: "Moments") -> None:
+        """Take in what is known of other samples of the same block."""
+        if not other.count:
+            return
+        apart = other.mean - self.mean
+        total = self.count + other.count
+        self.squares += other.squares + apart**2 * self.count * other.count / total
+        self.mean += apart * other.count / total
         self.count = total
 
     @property

@@ -1,6 +1,5 @@
 """The one entry to all scoring methods."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from blockexport.scoring.accuracy_drop import score_accuracy_drop, score_model_m
 from blockexport.scoring.activation import score_activation
 from blockexport.scoring.attention import score_attention
 from blockexport.scoring.block_influence import score_block_influence
+from blockexport.scoring.collect import collect_scores
 from blockexport.scoring.gradient import score_gradient
 from blockexport.scoring.job import ScoringJob
 from blockexport.scoring.loss_drop import score_loss_drop
@@ -44,6 +44,7 @@ def score(
     seed: int = 0,
     num_samples: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    vision: bool = False,
     resume_path: Path | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> BlockScores:
@@ -60,11 +61,14 @@ def score(
         seed: of the draw of `num_samples` from a dataset.
         num_samples: samples to use; all when None or when there are fewer.
         batch_size: rows at a time; batches of an iterable stay as they are.
+        vision: score the blocks of the vision side of a model that reads pictures, by what the whole model loses
+            without each; only for methods that drop blocks, and with data.
         resume_path: file that carries an unfinished run over a kill; written after every step, removed at the end.
         on_progress: called with (steps done, steps in all).
 
     Returns:
-        Scores with standard errors over samples, for drops over paired differences; 0 where the noise is unknown.
+        Scores with standard errors over samples, for drops over paired differences; 0 where the noise is unknown. Also
+        those of each task and of either half of the samples; a task's weight in the score is its number of samples.
 
     Raises:
         ConfigError: an unknown method or a metric for a method that takes none.
@@ -76,28 +80,30 @@ def score(
     _check_method(method, metric)
     with _evaluation_mode(model.module if isinstance(model, LoadedModel) else model):
         loaded = as_loaded(model)
-        kept = _check_protected(protected, loaded)
+        side = _vision_side(loaded, method, data) if vision else loaded
+        kept = _check_protected(protected, side)
         if isinstance(data, str | Path):
             data = load_dataset(data, loaded.spec, loaded.tokenizer_dir)
         read = _read(data, metric, num_samples=num_samples, seed=seed, batch_size=batch_size)
-        blocks = tuple(i for i in range(loaded.num_blocks) if i not in kept)
+        blocks = tuple(i for i in range(side.num_blocks) if i not in kept)
         identity = {
             "method": method,
-            "model": loaded.spec.digest,
+            "model": loaded.spec.vision_scores_digest if vision else loaded.spec.digest,
             "data": read.digest if read else "",
             "seed": seed,
             "num_samples": read.num_samples if read else 0,
             "batch_size": batch_size,
             "protected": list(kept),
+            **({"vision": True} if vision else {}),
             "metric": getattr(metric, "__qualname__", type(metric).__name__) if metric else "",
         }
         total = _count_steps(method, read, blocks)
-        progress = Progress.start(identity, loaded.num_blocks, total, resume_path, on_progress)
+        progress = Progress.start(identity, side.num_blocks, total, resume_path, on_progress)
         if read is not None:
-            _run(method, ScoringJob(loaded, read, blocks, progress), metric)
+            _run(method, ScoringJob(loaded, read, blocks, progress, side), metric)
         elif metric is not None:
             score_model_metric(loaded, model, metric, blocks, progress)
-    result = _collect(progress, kept)
+    result = collect_scores(progress, kept)
     progress.finish()
     return result
 
@@ -117,20 +123,6 @@ def _count_steps(method: str, data: ModelData | None, blocks: tuple[int, ...]) -
     return len(data) * (1 if method in _BY_BATCH else len(blocks))
 
 
-def _collect(progress: Progress, protected: tuple[int, ...]) -> BlockScores:
-    identity = progress.identity
-    return BlockScores(
-        method=identity["method"],
-        scores=tuple(math.inf if i in protected else m.mean for i, m in enumerate(progress.moments)),
-        stderr=tuple(m.stderr for m in progress.moments),
-        protected=protected,
-        model=identity["model"],
-        data=identity["data"],
-        seed=identity["seed"],
-        num_samples=identity["num_samples"],
-    )
-
-
 def _check_method(method: str, metric: Callable[..., Any] | None) -> None:
     if method not in SCORING_METHODS:
         msg = f"unknown scoring method {method!r}; choose one of {', '.join(SCORING_METHODS)}"
@@ -138,6 +130,18 @@ def _check_method(method: str, metric: Callable[..., Any] | None) -> None:
     if metric is not None and method != _ACCURACY_DROP:
         msg = f"method {method!r} takes no metric; leave it out, or use {_ACCURACY_DROP!r}"
         raise ConfigError(msg)
+
+
+def _vision_side(model: LoadedModel, method: str, data: Any) -> LoadedModel:
+    side = model.vision_side
+    if side is None:
+        msg = f"{model.spec.name} reads no pictures and has no vision side to score; score the model itself"
+        raise ConfigError(msg)
+    if data is None or method in _BY_BATCH:
+        methods = ", ".join((_ACCURACY_DROP, *_BY_BLOCK))
+        msg = f"method {method!r} does not score a vision side so; use one of {methods}, with data"
+        raise ConfigError(msg)
+    return side
 
 
 def _check_protected(protected: Sequence[int], model: LoadedModel) -> tuple[int, ...]:

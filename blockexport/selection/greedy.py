@@ -4,17 +4,11 @@ Scores of single blocks say little of what happens when several go; measuring th
 does (SLEB, https://arxiv.org/abs/2402.09025).
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from blockexport.core.masks import DepthLadder, DepthMask
 from blockexport.core.scores import BlockScores
-from blockexport.errors import ScoresError
-
-Objective = Callable[[DepthMask], float]
-"""How bad the model is under a mask; lower is better."""
-
-ProgressCallback = Callable[[int, int], None]
+from blockexport.selection.measured import Objective, ProgressCallback, Removal, measure, removal_note
 
 
 def select_greedily(
@@ -46,29 +40,21 @@ def select_greedily(
     total = sum(free - done for done in range(rounds))
     tried = 0
     levels = [mask] if mask.depth in depths else []
-    removed = []
+    removals: list[Removal] = []
     for _ in range(rounds):
         values: dict[int, float] = {}
         for block in reversed(mask.kept):
             if block in scores.protected:
                 continue
-            values[block] = _ask(objective, mask.without(block))
+            values[block] = measure(objective, mask.without(block))
             tried += 1
             if on_progress is not None:
                 on_progress(tried, total)
         # The candidates were asked from the last block on, and min() takes the first of equals.
         least = min(values, key=lambda block: values[block])
         mask = mask.without(least)
-        removed.append(f"{least} ({values[least]:.4g})")
+        removals.append(Removal(least, values[least]))
         if mask.depth in depths:
             levels.append(mask)
-    said = [f"removed in order, with the objective reached: {', '.join(removed)}"] if removed else []
+    said = [removal_note(removals)] if removals else []
     return DepthLadder.from_masks(levels, strategy="greedy", notes=[*notes, *said])
-
-
-def _ask(objective: Objective, mask: DepthMask) -> float:
-    value = float(objective(mask))
-    if not math.isfinite(value):
-        msg = f"the objective is {value} with blocks {list(mask.kept)}; it must be finite, check the data and the model"
-        raise ScoresError(msg)
-    return value

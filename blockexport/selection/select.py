@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from blockexport.core.masks import DepthLadder
 from blockexport.core.scores import BlockScores
 from blockexport.errors import ConfigError, ScoresError
+from blockexport.selection.beam import DEFAULT_WIDTH, select_by_beam
 from blockexport.selection.depths import Depth, resolve_depths
-from blockexport.selection.greedy import Objective, ProgressCallback, select_greedily
+from blockexport.selection.greedy import select_greedily
+from blockexport.selection.measured import Objective, ProgressCallback
 from blockexport.selection.ranking import check_depths
 from blockexport.selection.sequential import select_sequential
 from blockexport.selection.threshold import select_by_threshold
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from blockexport.models.loaded import LoadedModel
 
-STRATEGIES: tuple[str, ...] = ("top_k", "threshold", "sequential", "greedy")
+STRATEGIES: tuple[str, ...] = ("top_k", "threshold", "sequential", "greedy", "beam")
 
 
 def select(
@@ -32,6 +34,8 @@ def select(
     model: "LoadedModel | nn.Module | None" = None,
     data: Any = None,
     objective: Objective | None = None,
+    beam_width: int | None = None,
+    beam_depth: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> DepthLadder:
     """Choose the blocks that stay at each depth.
@@ -39,25 +43,28 @@ def select(
     Levels are nested and deepest first, protected blocks stay in all of them, and of equal blocks the earlier stays.
 
     Args:
-        scores: importance per block; `sequential` and `greedy` use only their number and the protected ones.
+        scores: importance per block; only `top_k` and `threshold` use more than their number and the protected ones.
         depths: counts (int) or fractions (float above 0 and up to 1, rounded half up).
         strategy: one of `STRATEGIES`; each is explained in its own file.
         threshold: for `threshold`, in place of `depths`: one share of the highest score, or several. Without it
             `depths` is taken as the thresholds.
         min_depth: no level is shallower.
-        model: for `greedy` without `objective`.
-        data: for `greedy` without `objective`: what `models.objective.kl_objective` measures divergence on.
-        objective: for `greedy`: how bad the model is under a mask.
-        on_progress: for `greedy`: called with (candidates tried, candidates in all).
+        model: for `greedy` and `beam` without `objective`.
+        data: for the same: what `models.objective.kl_objective` measures divergence on.
+        objective: for `greedy` and `beam`: how bad the model is under a mask.
+        beam_width: for `beam`: combinations of each size that it goes on with; 3 when None.
+        beam_depth: for `beam`: removals that one decision looks ahead; to the next level when None.
+        on_progress: for `greedy` and `beam`: called with (candidates tried, candidates in all).
 
     Raises:
         MaskError: a depth that cannot be, or that does not hold the protected blocks or `min_depth`.
         ConfigError: an unknown strategy, or an argument that the strategy needs is missing.
-        ScoresError: `greedy` got a model that is not the scored one.
+        ScoresError: `greedy` or `beam` got a model that is not the scored one.
     """
     if strategy not in STRATEGIES:
         msg = f"unknown strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}"
         raise ConfigError(msg)
+    _check_beam(strategy, beam_width, beam_depth)
     if strategy == "threshold":
         check_depths((), scores, min_depth)
         notes = ("depths are not used by strategy 'threshold'",) if depths and threshold is not None else ()
@@ -71,8 +78,22 @@ def select(
         return _of(scores, select_top_k(scores, counts, merged))
     if strategy == "sequential":
         return _of(scores, select_sequential(scores, counts, merged))
-    chosen = objective or _default_objective(scores, model, data)
-    return _of(scores, select_greedily(scores, counts, chosen, notes=merged, on_progress=on_progress))
+    chosen = objective or _default_objective(scores, strategy, model, data)
+    if strategy == "greedy":
+        return _of(scores, select_greedily(scores, counts, chosen, notes=merged, on_progress=on_progress))
+    width = DEFAULT_WIDTH if beam_width is None else beam_width
+    ladder = select_by_beam(scores, counts, chosen, width=width, look=beam_depth, notes=merged, on_progress=on_progress)
+    return _of(scores, ladder)
+
+
+def _check_beam(strategy: str, width: int | None, depth: int | None) -> None:
+    for name, value in (("beam_width", width), ("beam_depth", depth)):
+        if value is not None and strategy != "beam":
+            msg = f"strategy {strategy!r} takes no {name}; leave it out, or use strategy 'beam'"
+            raise ConfigError(msg)
+        if value is not None and value < 1:
+            msg = f"{name} is {value}; give at least 1"
+            raise ConfigError(msg)
 
 
 def _of(scores: BlockScores, ladder: DepthLadder) -> DepthLadder:
@@ -89,9 +110,11 @@ def _thresholds(threshold: float | Sequence[float] | None, depths: Sequence[Dept
     return tuple(float(value) for value in values)
 
 
-def _default_objective(scores: BlockScores, model: "LoadedModel | nn.Module | None", data: Any) -> Objective:
+def _default_objective(
+    scores: BlockScores, strategy: str, model: "LoadedModel | nn.Module | None", data: Any
+) -> Objective:
     if model is None or data is None:
-        msg = "strategy 'greedy' measures the model again after each removal; give model and data, or an objective"
+        msg = f"strategy {strategy!r} measures the model again after each removal; give model and data, or an objective"
         raise ConfigError(msg)
     # Every other strategy works on a scores file alone, on hosts without torch.
     from blockexport.models.loaded import as_loaded  # noqa: PLC0415

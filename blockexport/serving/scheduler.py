@@ -2,9 +2,9 @@
 
 from bisect import insort
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
 
-from blockexport.errors import ConfigError
+from blockexport.errors import ConfigError, EngineFaultError
 from blockexport.routing.contract import Contract
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.lengths import LengthPredictor
@@ -13,11 +13,14 @@ from blockexport.routing.step import BatchState, StepPlan, StepPolicy
 from blockexport.routing.ticket import Ticket
 from blockexport.routing.turn import NO_FACTS
 from blockexport.serving.admission import Admission, is_hopeless, retry_after_ms
+from blockexport.serving.breakers import Breakers
 from blockexport.serving.earnings import Earnings
 from blockexport.serving.engine import StepEngine
+from blockexport.serving.service import Outcome
 from blockexport.serving.step_runner import StepRunner
 
-Outcome = Literal["served", "truncated", "late", "shed", "cancelled"]
+_MOST_FAULTS = 32
+"""Faults of a request without a token in between, after which it is given up."""
 
 
 class Scheduler:
@@ -36,9 +39,10 @@ class Scheduler:
         max_stall_ms: longest time that a piece of a prompt may hold up running answers, as predicted; None for
             whole prompts.
         on_end: told of each request that ends, however it does.
-        on_plan: told of each decision.
+        on_plan: told of each decision before it is carried out.
 
     Attributes:
+        breakers: of the levels.
         running: requests whose prompt was run, by due time.
         waiting: requests whose prompt was not, in the order of service.
     """
@@ -72,6 +76,7 @@ class Scheduler:
         self._on_end, self._on_plan = on_end, on_plan
         self._runner = StepRunner(engine, ladder, latency, clock)
         self._shallowest = policy.shallowest(ladder)
+        self.breakers = Breakers(len(ladder.depths))
         self._earnings = Earnings()
         self._num_arrived = 0
         self._begun: Ticket | None = None  # its prompt was run in part
@@ -79,8 +84,16 @@ class Scheduler:
         self.running: list[Ticket] = []
         self.waiting: list[Ticket] = []
 
-    def submit(self, prompt_tokens: int, max_new_tokens: int, contract: Contract) -> Admission:
+    def submit(
+        self, prompt_tokens: int, max_new_tokens: int, contract: Contract, *, arrived_ms: float | None = None
+    ) -> Admission:
         """Queue a request, or refuse it; if only for want of room, with the time after which to try again.
+
+        Args:
+            prompt_tokens: to be run before the first new token.
+            max_new_tokens: most tokens of the answer.
+            contract: its terms.
+            arrived_ms: when its clock began; None for now.
 
         Raises:
             RequestError: the ladder cannot keep the contract at any time.
@@ -88,7 +101,7 @@ class Scheduler:
         now = self._clock()
         ticket = Ticket(
             number=self._num_arrived,
-            arrived_ms=now,
+            arrived_ms=now if arrived_ms is None else arrived_ms,
             prompt_tokens=prompt_tokens,
             max_new_tokens=max_new_tokens,
             contract=contract,
@@ -99,34 +112,84 @@ class Scheduler:
         )
         self._num_arrived += 1
         if self._policy.sheds and self._is_hopeless(ticket, now):
-            return self._refuse(ticket, "no level keeps the budget, even with the host to itself", None)
+            if self._is_hopeless(ticket, ticket.arrived_ms):
+                return self._refuse(ticket, "no level keeps the budget, even with the host to itself", None)
+            return self._refuse(ticket, "its budget was over before it could be queued", self.room_in_ms())
         if len(self.waiting) >= self._max_waiting:
             least = min(self.waiting, key=lambda other: other.contract.priority)
             if least.contract.priority >= contract.priority:
-                retry_ms = retry_after_ms(self._state(now), self._ladder.depths[self._shallowest])
-                return self._refuse(ticket, f"{len(self.waiting)} requests wait already, as many as may", retry_ms)
-            self._end(least, "shed")
+                reason = f"{len(self.waiting)} requests wait already, as many as may"
+                return self._refuse(ticket, reason, self.room_in_ms())
+            self.end(least, "shed")
         insort(self.waiting, ticket, key=self._place)
         return Admission(ticket, is_admitted=True, reason="waits for its turn")
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request that its caller gave up; what it holds is free before the next step."""
-        self._end(ticket, "cancelled")
+        self.end(ticket, "cancelled")
+
+    def room_in_ms(self) -> float:
+        """When the first of the running answers should have ended, so that the queue moves."""
+        if not self.is_busy:
+            return 0.0
+        return retry_after_ms(self._state(self._clock()), self._ladder.depths[self._shallowest])
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request runs or waits."""
+        return bool(self.running or self.waiting)
 
     def step(self) -> bool:
-        """Decide and run one step; False when there is nothing to do."""
+        """Decide and run one step; False when there is nothing to do, or no level that may run.
+
+        An engine that fails costs its requests the time it took, and nothing else: another level goes on from the last
+        token that was handed out.
+        """
         now = self._clock()
         if self._policy.sheds:
             self._end_hopeless(now)
-        if not (self.running or self.waiting):
+        if not self.is_busy:
             return False
-        plan = self._plan(now)
+        plan = self._around_faults(self._plan(now), now)
+        if plan is None:
+            return False
         self._on_plan(plan)
-        if plan.kind == "prefill":
-            self._prefill(plan.tickets[0], plan.level)
+        num_new = [ticket.num_new for ticket in plan.tickets]
+        try:
+            if plan.kind == "prefill":
+                self._prefill(plan.tickets[0], plan.level)
+            else:
+                self._decode(plan)
+        except EngineFaultError as fault:
+            self._note_fault(plan, fault, num_new)
         else:
-            self._decode(plan)
+            self.breakers.succeed(plan.level)
         return True
+
+    def _around_faults(self, plan: StepPlan, now: float) -> StepPlan | None:
+        """The plan, at another level if its own must not run; None if none may."""
+        if self.breakers.all_closed:
+            return plan
+        floor = min(ticket.shallowest for ticket in plan.tickets)
+        level = self.breakers.substitute(plan.level, floor, now)
+        if level is None:
+            if self.breakers.substitute(plan.level, len(self._ladder.depths) - 1, now) is not None:
+                # Others can be served: who accepts no level that works must not hold them up.
+                for ticket in plan.tickets:
+                    self.end(ticket, "failed")
+            return None
+        if level == plan.level:
+            return plan
+        names = self._ladder.names
+        why = f"{plan.why}; {names[level]} for {names[plan.level]}, which failed"
+        return replace(plan, level=level, why=why)
+
+    def _note_fault(self, plan: StepPlan, fault: EngineFaultError, num_new: list[int]) -> None:
+        self.breakers.fail(plan.level, self._clock(), str(fault))
+        for ticket, before in zip(plan.tickets, num_new, strict=True):
+            ticket.num_faults = 1 if ticket.num_new > before else ticket.num_faults + 1
+            if ticket.num_faults >= _MOST_FAULTS:
+                self.end(ticket, "failed")
 
     def _plan(self, now: float) -> StepPlan:
         if self._begun is not None and not self._owes_decode:
@@ -166,18 +229,20 @@ class Scheduler:
     def _end_hopeless(self, now: float) -> None:
         """End what would only cost time: those about to be served, and those running that were not to finish anyhow."""
         while self.waiting and self.waiting[0] is not self._begun and self._is_hopeless(self.waiting[0], now):
-            self._end(self.waiting[0], "shed")
+            self.end(self.waiting[0], "shed")
         for ticket in list(self.running):
             if ticket.contract.on_miss != "finish" and self._is_hopeless(ticket, now):
-                self._end(ticket, "truncated" if ticket.contract.on_miss == "truncate" else "late")
+                self.end(ticket, "truncated" if ticket.contract.on_miss == "truncate" else "late")
 
     def _prefill(self, ticket: Ticket, level: int) -> None:
-        rest = ticket.prompt_tokens - ticket.num_prefilled
+        # Less than what was run of it, if another level than the one of the first piece goes on.
+        first = ticket.filled[level]
+        rest = ticket.prompt_tokens - first
         num_tokens = rest
         if self._max_stall_ms is not None and self.running:
-            num_tokens = self._runner.tokens_within(self._max_stall_ms, ticket.num_prefilled, rest, level)
-        self._runner.extend(ticket, level, ticket.num_prefilled, num_tokens)
-        ticket.num_prefilled += num_tokens
+            num_tokens = self._runner.tokens_within(self._max_stall_ms, first, rest, level)
+        self._runner.extend(ticket, level, first, num_tokens)
+        ticket.num_prefilled = first + num_tokens
         ticket.level = level
         self._has_just_stalled = self._max_stall_ms is not None
         self._begun = ticket if num_tokens < rest else None
@@ -196,10 +261,10 @@ class Scheduler:
         self._lengths.observe(ticket.num_new, ticket.max_new_tokens)
         if ticket.kept():
             self._earnings.observe(ticket.worth_sum / ticket.num_new * ticket.weight, ticket.busy_ms)
-        self._end(ticket, "served")
+        self.end(ticket, "served")
 
-    def _end(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Forget a request, unless it has ended already."""
+    def end(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Forget a request, and tell of it, unless it has ended already."""
         for tickets in (self.running, self.waiting):
             if ticket in tickets:
                 tickets.remove(ticket)

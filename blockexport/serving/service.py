@@ -1,13 +1,15 @@
 """What a server asks of the side that generates, and what it hears back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from blockexport.core.model import ModelSpec
 from blockexport.routing.contract import Contract
 from blockexport.runtime.sampling import Sampling
 
+Result = TypeVar("Result")
 Outcome = Literal["served", "truncated", "late", "shed", "cancelled", "failed"]
 
 
@@ -123,8 +125,15 @@ class GenerationService(Protocol):
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """A snapshot for people and dashboards: `running`, `waiting`, `levels` (name, depth, breaker), `slowdown`,
-        `coverage`, `kv_tokens`, `kv_capacity_tokens`."""
+        """A snapshot for people and dashboards.
+
+        It holds `running`, `waiting`, `levels` (each with `name`, `depth`, `breaker`), `slowdown`, `coverage`,
+        `kv_tokens` and `kv_capacity_tokens`.
+        """
+        ...
+
+    def run(self, call: Callable[[], Result], /) -> "Future[Result]":
+        """Call something in the thread that runs the engine, between two of its steps."""
         ...
 
     def drain(self, timeout_s: float) -> bool:

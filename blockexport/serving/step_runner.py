@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+from blockexport.errors import EngineFaultError
 from blockexport.routing.ladder import Ladder
 from blockexport.routing.online_latency import OnlineLatency
 from blockexport.routing.ticket import Ticket
@@ -32,8 +33,13 @@ class StepRunner:
         return max(1, bisect_right(range(1, rest + 1), limit_ms, key=predicted_ms))
 
     def extend(self, ticket: Ticket, level: int, first: int, num_tokens: int) -> None:
-        """Run a piece of a request's history that a level lacks."""
+        """Run a piece of a request's history that a level lacks.
+
+        Raises:
+            EngineFaultError: the engine failed; what it may have overwritten counts as lacking.
+        """
         begun_ms = self._clock()
+        _fill(ticket, level, first)
         self._engine.extend(ticket, level, first, num_tokens)
         took_ms = self._clock() - begun_ms
         fixed, slope = self._latency.costs.prefill_line(num_tokens, first)
@@ -50,7 +56,11 @@ class StepRunner:
         return has_ended
 
     def decode(self, tickets: Sequence[Ticket], level: int, num_steps: int) -> Sequence[Ticket]:
-        """Hand out some tokens of each request; those that ended."""
+        """Hand out some tokens of each request; those that ended.
+
+        Raises:
+            EngineFaultError: the engine failed; the tokens before are handed out.
+        """
         for ticket in tickets:
             if missing := ticket.missing(level):
                 self.extend(ticket, level, ticket.filled[level], missing)
@@ -58,9 +68,19 @@ class StepRunner:
                 ticket.num_switches += 1
                 ticket.switched_at = ticket.num_new
                 ticket.level = level
-        num_rows, sum_kv = len(tickets), sum(ticket.num_tokens for ticket in tickets)
         begun_ms = self._clock()
-        taken, ended = self._engine.decode(tickets, level, num_steps)
+        try:
+            taken, ended = self._engine.decode(tickets, level, num_steps)
+        except EngineFaultError as error:
+            if error.steps_taken:
+                self._account(tickets, level, error.steps_taken, begun_ms)
+            raise
+        self._account(tickets, level, taken, begun_ms)
+        return ended
+
+    def _account(self, tickets: Sequence[Ticket], level: int, taken: int, begun_ms: float) -> None:
+        """Enter steps that were run into the books."""
+        num_rows, sum_kv = len(tickets), sum(ticket.num_tokens for ticket in tickets)
         now = self._clock()
         fixed, slope = self._latency.costs.decode_line(num_rows, sum_kv + num_rows * (taken - 1) / 2)
         profiled_ms = taken * (fixed + self._depths[level] * slope)
@@ -72,7 +92,6 @@ class StepRunner:
             ticket.busy_ms += (now - begun_ms) / num_rows
             ticket.hand_out(taken, now)
             _fill(ticket, level, ticket.num_tokens)
-        return ended
 
 
 def _fill(ticket: Ticket, level: int, num_tokens: int) -> None:

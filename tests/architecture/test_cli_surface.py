@@ -15,6 +15,7 @@ VERBS = {
     "profile": {"--quick"},
     "plan": {"--budget-ms", "--ttft-ms", "--tpot-ms", "--prompt-tokens", "--new-tokens"},
     "generate": {"--prompt", "--budget-ms", "--level"},
+    "serve": {"--host", "--port", "--api-key", "--policy", "--max-rows", "--max-waiting"},
     "report": {"--out"},
     "study": {"--data", "--out"},
     "cache": {"--cache-dir"},

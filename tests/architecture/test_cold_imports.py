@@ -49,6 +49,7 @@ def test_the_runtime_needs_neither_torch_nor_transformers() -> None:
         "profiling",
         "routing",
         "runtime",
+        "server.app",
         "backends.onnxruntime.session",
     ],
 )

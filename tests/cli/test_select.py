@@ -65,6 +65,8 @@ def test_bad_input_exits_2_and_writes_nothing(cli: Any, scores: Path, tmp_path: 
         (scores, "--depths", "many"),
         (scores, "--strategy", "luck"),
         (scores, "--strategy", "greedy"),
+        (scores, "--strategy", "beam"),
+        (scores, "--beam-width", "2"),
         (scores, "--strategy", "threshold"),
         (scores, "--budget-ms", "5"),
         (scores, "--profile", tmp_path),
@@ -106,6 +108,18 @@ def test_greedy_measures_the_model(cli: Any, workspace: Any, tmp_path: Path) -> 
     assert [level["depth"] for level in done.value["levels"]] == [4, 2]
     assert done.value["strategy"] == "greedy"
     assert any("removed in order" in note for note in done.value["notes"])
+
+
+def test_a_beam_of_one_on_the_command_line_is_greedy(cli: Any, workspace: Any, tmp_path: Path) -> None:
+    options = ("--depths", "3,1", "--model", workspace.model, "--data", workspace.data, "--out", tmp_path / "l.json")
+    greedy, narrow, wide = (
+        cli("select", workspace.scores, *options, "--json", "--strategy", *strategy).value
+        for strategy in (("greedy",), ("beam", "--beam-width", "1", "--beam-depth", "2"), ("beam",))
+    )
+    assert narrow["levels"] == greedy["levels"]
+    assert [level["depth"] for level in wide["levels"]] == [3, 1]
+    # One block at first, then up to three combinations of two blocks less.
+    assert "10 combinations measured, 3 kept at each size" in wide["notes"]
 
 
 @pytest.mark.usefixtures("profiled")

@@ -141,3 +141,36 @@ def test_scores_do_not_depend_on_a_constant_in_the_logits(shift, batch_size):
     plain = evaluate(counting, dataset, batch_size=batch_size).primary[1].value
     shifted = evaluate(lambda inputs: counting(inputs) + np.float32(shift), dataset).primary[1].value
     assert shifted == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "worth"),
+    [
+        ((2, 3, 7), 0.9),
+        ((4, 7), 0.3),
+        ((4, 5, 7), 0.3),
+        ((2, 7), 0.6),
+        ((5, 7), 0.0),
+        ((6, 1, 7), 0.1),
+        ((2, 3, 1), 0.0),
+    ],
+)
+def test_vqa_accuracy_is_what_the_answer_that_begins_so_is_worth(said, worth):
+    """The labelled answer is 2 3; 7 ends an answer. A reply is known up to the first token that is not labelled."""
+    replies = (((2, 3, 7), 0.9), ((4, 7), 0.3), ((2, 7), 0.6), ((6, 1, 7), 0.2), ((6, 7), 0.1))
+    labels = np.array([IGNORED_LABEL, 2, 3, 7])
+    sample = Sample({"input_ids": np.array([1, 2, 3, 7])}, labels, "vqa_accuracy", "colours", replies=replies)
+    batch = collate([sample], 0)
+    # Told the labelled answer, the model says `said` as long as that is its beginning, and else whatever it says.
+    logits = np.zeros((1, 4, VOCAB), np.float32)
+    logits[0, np.arange(3), (*said, 1)[:3]] = 1.0
+    assert sample_scores(logits, batch, None).tolist() == [worth]
+
+
+def test_what_replies_are_worth_is_in_the_digest():
+    labels = np.array([IGNORED_LABEL, 2])
+    digests = {
+        Dataset("d", (Sample({"input_ids": np.array([1, 2])}, labels, "vqa_accuracy", "g", replies=replies),)).digest
+        for replies in ((((2,), 1.0),), (((2,), 0.5),), ())
+    }
+    assert len(digests) == 3

@@ -74,3 +74,5 @@ def test_questions_without_sense_are_refused():
         ask()
     with pytest.raises(DataError, match="none of its choices"):
         ask("c", metric="multiple_choice", choices=("a", "b"))
+    with pytest.raises(DataError, match="no metric 'bleu' for questions; take one of exact_match, "):
+        ask("c", metric="bleu")

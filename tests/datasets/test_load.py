@@ -210,7 +210,7 @@ def test_a_question_about_a_picture_is_one_line(tmp_path: Path) -> None:
     assert [(sample.metric, sample.group) for sample in samples] == [
         ("exact_match", "digit"),
         ("multiple_choice", "answers"),
-        ("exact_match", "answers"),
+        ("vqa_accuracy", "answers"),
     ]
     assert all(len(sample.inputs["images"]) == 3 for sample in samples)
 

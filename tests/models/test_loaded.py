@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from blockexport.core.masks import DepthMask
-from blockexport.errors import MaskError, ModelSupportError
+from blockexport.errors import MaskError, ModelSupportError, RequestError
 from blockexport.models.loaded import as_loaded, digest_module, wrap_module
 from blockexport.models.loading import load_model
 from blockexport.testing.tiny_models import tiny_model
@@ -75,3 +76,10 @@ def test_digest_sees_every_tensor_and_the_configuration() -> None:
     assert len(seen) == len(module.state_dict())
     module.config.layer_norm_epsilon = 1e-3
     assert digest_module(module) not in seen
+
+
+def test_pictures_for_an_architecture_whose_pictures_no_adapter_knows() -> None:
+    """transformers would pass over them, or read them by the module's own vision side, which no engine is made of."""
+    model = wrap_module(tiny_model("llama"))
+    with pytest.raises(RequestError, match=r"reads text only; leave pictures out, .* an adapter knows: llava, molmo$"):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), pixel_values=torch.zeros(1))

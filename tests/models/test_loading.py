@@ -131,7 +131,10 @@ def test_a_tokenizer_beside_the_weights_is_found(folder: Path) -> None:
 def test_missing_folder_and_unknown_demo() -> None:
     with pytest.raises(ModelSupportError, match=r"config\.json.*demo:code-lm"):
         load_model("/nowhere/at/all")
-    with pytest.raises(ModelSupportError, match="no demo model 'demo:nope'; shipped are demo:code-lm, demo:digits-vit"):
+    with pytest.raises(
+        ModelSupportError,
+        match="no demo model 'demo:nope'; shipped are demo:code-lm, demo:digits-molmo, demo:digits-vit",
+    ):
         load_model("demo:nope")
 
 

@@ -32,6 +32,11 @@ def test_the_answer_and_its_end_are_labelled_and_nothing_else():
 def test_the_most_frequent_answer_is_the_one_to_give():
     sample = question_sample(question("1", "2", "2", metric="vqa_accuracy"), PROCESSOR)
     assert sample.inputs["input_ids"][-2] == TOKENIZER.encode(" 2").ids[0]
+    end = PROCESSOR.end_token
+    one, two = ((*TOKENIZER.encode(f" {digit}").ids, end) for digit in (1, 2))
+    # Person by person: how many of the two others said so.
+    assert sample.metric == "vqa_accuracy"
+    assert sample.replies == ((one, pytest.approx((0 + 0.5 + 0.5) / 3)), (two, pytest.approx((1 + 0.5 + 0.5) / 3)))
 
 
 def test_choices_are_known_by_their_first_tokens():

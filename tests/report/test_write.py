@@ -11,6 +11,7 @@ import pytest
 from blockexport.bundle.reader import open_bundle
 from blockexport.core.hardware import HostFingerprint
 from blockexport.core.jsonio import dump_json
+from blockexport.core.task_scores import TaskScores
 from blockexport.errors import BackendUnavailableError, BundleError, ConfigError, IntegrityError
 from blockexport.report import material, write_report
 
@@ -181,6 +182,21 @@ def test_scores_alone_give_their_importance(write_bundle, make_study, tmp_path):
     assert "importance of 4 blocks by activation" in html
     assert "Hatched blocks (3) are protected" in html
     assert "no study lies in the bundle" in html
+
+
+def test_agreement_between_tasks_and_halves_is_shown(write_bundle, make_study, tmp_path):
+    (scores, *_) = make_study().scores
+    other = (-0.5, 1.0, 9.0, float("inf"))
+    halves = (scores.scores, other)
+    tasks = tuple(
+        TaskScores(name, values, scores.stderr, 3, halves) for name, values in zip(("copy", "a<b"), halves, strict=True)
+    )
+    together = dataclasses.replace(scores, tasks=tasks, halves=halves)
+    folder = write_bundle(attached={"scores.json": dump_json(together.to_json()).encode()})
+    html = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Agreement of scores by activation" in html
+    assert '<th scope="row">a&lt;b</th><td>3</td>' in html
+    assert html.count(f'<data value="{together.agreement.halves!r}">') >= 5
 
 
 def test_a_given_study_is_used(write_bundle, make_study, tmp_path):

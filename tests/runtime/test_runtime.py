@@ -156,7 +156,7 @@ def test_the_request_after_a_failure_is_served_correctly(
     bound = runtime._spare.decoding(level)
 
     class Broken:
-        def run_with_iobinding(self, _: object) -> None:
+        def run_with_iobinding(self, *_: object) -> None:
             msg = "Failed to allocate memory\nfor requested buffer"
             raise RuntimeError(msg)
 

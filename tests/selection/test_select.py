@@ -42,8 +42,8 @@ def test_levels_are_nested_deepest_first_and_hold_the_protected(scores, data):
     else:
         allowed = st.integers(max(1, len(scores.protected)), scores.num_blocks)
         depths = data.draw(st.lists(allowed, min_size=1, max_size=5))
-        # Not additive, so that greedy has something to find out.
-        objective = (lambda mask: math.sin(sum(i * i for i in mask.kept))) if strategy == "greedy" else None
+        # Not additive, so that measuring has something to find out.
+        objective = (lambda mask: math.sin(sum(i * i for i in mask.kept))) if strategy in {"greedy", "beam"} else None
         ladder = select(scores, depths=depths, strategy=strategy, objective=objective)
         assert [level.depth for level in ladder.levels] == sorted(set(depths), reverse=True)
     assert ladder.strategy == strategy
@@ -183,7 +183,15 @@ def test_greedy_refuses_an_objective_that_is_not_finite(value):
         ({"strategy": "threshold"}, ConfigError, "needs a threshold"),
         ({"strategy": "threshold", "threshold": []}, ConfigError, "at least one finite number"),
         ({"strategy": "threshold", "threshold": math.nan}, ConfigError, "at least one finite number"),
-        ({"depths": [2], "strategy": "greedy"}, ConfigError, "give model and data, or an objective"),
+        (
+            {"depths": [2], "strategy": "greedy"},
+            ConfigError,
+            "'greedy' measures .* give model and data, or an objective",
+        ),
+        ({"depths": [2], "strategy": "beam"}, ConfigError, "'beam' measures .* give model and data, or an objective"),
+        ({"depths": [2], "strategy": "beam", "beam_width": 0}, ConfigError, "beam_width is 0; give at least 1"),
+        ({"depths": [2], "strategy": "beam", "beam_depth": 0}, ConfigError, "beam_depth is 0; give at least 1"),
+        ({"depths": [2], "beam_width": 2}, ConfigError, "'top_k' takes no beam_width; leave it out"),
     ],
 )
 def test_bad_arguments(options, kind, message):

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from blockexport.core.latency import LatencyBudget
+from blockexport.core.masks import DepthLadder, DepthMask
+from blockexport.pipeline.build import BuildOptions, build
 from blockexport.routing.contract import Contract
 from blockexport.routing.costs import StepCosts
 from blockexport.routing.ladder import Ladder
@@ -19,6 +22,7 @@ from blockexport.routing.ticket import Ticket
 from blockexport.serving.admission import Admission
 from blockexport.serving.scheduler import Scheduler
 from blockexport.serving.simulated import SimulatedEngine, VirtualClock
+from blockexport.testing.tiny_models import tiny_model
 
 LADDER = Ladder(("d16", "d12", "d8", "d4"), (16, 12, 8, 4), {None: (1.0, 0.85, 0.55, 0.1)})
 COSTS = StepCosts((0.0, 0.0, 0.0, 0.0, 0.01, 0.0), (0.0, 0.0, 0.04, 0.01, 0.0))
@@ -97,3 +101,13 @@ def _make_host(policy: StepPolicy | None = None, **options: Any) -> Host:
 @pytest.fixture(scope="session")
 def make_host() -> Callable[..., Host]:
     return _make_host
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of levels d4, d3 and d2 of a tiny llama."""
+    kept = ((0, 1, 2, 3), (0, 2, 3), (2, 3))
+    ladder = DepthLadder.from_masks([DepthMask.from_kept(blocks, 4) for blocks in kept])
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    build(tiny_model("llama", 4), ladder, out=out, options=BuildOptions())
+    return out

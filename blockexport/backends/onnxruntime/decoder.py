@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blockexport.backends.onnxruntime.session import open_session
+from blockexport.backends.onnxruntime.session import import_onnxruntime, open_session
 from blockexport.core.engine import KvRow, StepInputs
 from blockexport.core.pictures import ImageTokens
 from blockexport.core.signature import (
@@ -27,18 +27,29 @@ class OrtDecoder:
     def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None) -> None:
         self._session = open_session(path, threads=threads, library=library)
         names = [value.name for value in self._session.get_inputs()]
+        # One for all calls: setting its flag ends whichever is in progress, between two of its operators.
+        self._run_options = import_onnxruntime().RunOptions()
         self.blocks = tuple(sorted({int(name.split(".")[1]) for name in names if name.startswith("past_key_values.")}))
 
     def bind(self, rows: Mapping[int, KvRow]) -> "OrtBoundDecoder":
         """Tie the level to cache rows; the rows must stay alive and in place as long as the result is used."""
-        return OrtBoundDecoder(self._session, {block: rows[block] for block in self.blocks})
+        return OrtBoundDecoder(self._session, self._run_options, {block: rows[block] for block in self.blocks})
+
+    def interrupt(self) -> None:
+        """End the call in progress, from another thread; it raises RequestError."""
+        self._run_options.terminate = True
+
+    def rearm(self) -> None:
+        """Let calls run again."""
+        self._run_options.terminate = False
 
 
 class OrtBoundDecoder:
     """A decoder level tied to cache rows: input and output of a row are the same memory."""
 
-    def __init__(self, session: Any, rows: Mapping[int, KvRow]) -> None:
+    def __init__(self, session: Any, run_options: Any, rows: Mapping[int, KvRow]) -> None:
         self._session = session
+        self._run_options = run_options
         self._rows = rows
         self._vocab_size = int(session.get_outputs()[0].shape[-1])
         features = [value for value in session.get_inputs() if value.name == IMAGE_FEATURES]
@@ -82,7 +93,7 @@ class OrtBoundDecoder:
         if inputs.total_tokens > self._capacity:
             raise self._overrun(int(inputs.total_tokens))
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:
             # The runtime raises a private class of its own for each kind of failure; what it meets here is memory.
             reason = " ".join(str(error).split())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from blockexport.errors import ModelSupportError
 
-DEMOS = {"demo:code-lm": "code_lm", "demo:digits-vit": "digits_vit"}
+DEMOS = {"demo:code-lm": "code_lm", "demo:digits-vit": "digits_vit", "demo:digits-molmo": "digits_molmo"}
 
 
 def demo_path(name: str) -> Path:

@@ -4,13 +4,27 @@ import math
 from typing import Any
 
 from blockexport.core.scores import BlockScores
-from blockexport.report.markup import escape, figure, missing, round_text, section
+from blockexport.report.markup import (
+    escape,
+    figure,
+    folded,
+    missing,
+    number,
+    paragraph,
+    round_text,
+    section,
+    table,
+)
 from blockexport.report.material import Material
 from blockexport.report.style import ACCENT, BAD, NEUTRAL, Theme, draw_svg
 
 _COLUMNS = 3
 # Share of the tallest score below which the second tallest can hardly be seen.
 _TOWERS = 0.35
+_AGREEMENT = (
+    "Spearman rank correlation of scores per block. Where a task agrees less with another than its own halves do, the "
+    "blocks to keep are others for each."
+)
 
 
 def render(material: Material) -> str:
@@ -32,7 +46,33 @@ def render(material: Material) -> str:
 
     label = f"importance of {material.manifest.num_blocks} blocks by {', '.join(s.method for s in material.scores)}"
     plot = draw_svg("importance", label, (10.4, 2.3 * rows + 0.4), draw)
-    return section("importance", "Importance per block", figure(plot, _caption(material)))
+    agreement = "".join(map(_agreement, material.scores))
+    return section("importance", "Importance per block", figure(plot, _caption(material)), agreement)
+
+
+def _agreement(scores: BlockScores) -> str:
+    """Spearman correlations of one method's scores between halves of the samples and between tasks."""
+    if not scores.halves:
+        return ""
+    found = scores.agreement
+    said = f"Spearman between the scores from two halves of all samples: {_correlation(found.halves)}."
+    head = ("task", "samples", "its two halves", "all samples", *map(escape, found.tasks))
+    rows = [
+        (
+            escape(task.name),
+            str(task.num_samples),
+            _correlation(found.tasks[task.name].halves),
+            _correlation(found.tasks[task.name].merged),
+            *(_correlation(found.tasks[task.name].others.get(name)) for name in found.tasks),
+        )
+        for task in scores.tasks
+    ]
+    title = f"Agreement of scores by {scores.method}"
+    return folded(title, paragraph(said) + (table(head, rows, caption=_AGREEMENT) if rows else ""))
+
+
+def _correlation(value: float | None) -> str:
+    return "-" if value is None else number(value)
 
 
 def _draw(axes: Any, theme: Theme, scores: BlockScores) -> None:

@@ -42,9 +42,9 @@ class TrainConfig:
     """Everything that decides the weights."""
 
     seed: int = 66
-    sight_steps: int = 600
-    num_steps: int = 1400
-    horizon_steps: int = 1400
+    sight_steps: int = 1200
+    num_steps: int = 2400
+    horizon_steps: int = 2400
     cooldown_steps: int = 120
     crops_per_step: int = 128
     pictures_per_step: int = 32
@@ -52,7 +52,7 @@ class TrainConfig:
     adam_lr: float = 2e-3
     warmup_steps: int = 60
     sight_weight: float = 0.3
-    late_from: int = 800
+    late_from: int = 1500
     late_sum_weight: float = 4.0
     max_skip_rate: float = 0.2
     checkpoint_every: int = 100

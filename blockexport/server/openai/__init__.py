@@ -1,0 +1,1 @@
+"""Endpoints that the OpenAI clients call."""
