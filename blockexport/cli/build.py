@@ -40,7 +40,7 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="[LEVEL=]PRECISION",
-            help="What weights are stored in: fp32, int8, int4; int4g32 sets a block size, int4g32a is asymmetric.",
+            help="What holds the weights: fp32, bf16, int8, int4; int4g32 sets a block size, int4g32a is asymmetric.",
         ),
     ] = None,
     min_quality: Annotated[

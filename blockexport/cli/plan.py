@@ -1,6 +1,6 @@
 """`blockexport plan`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,7 +55,9 @@ def plan(
         vision_level=vision_level,
     )
     code = 0 if decision.feasible else GATE_FAILED
-    return Result(decision.to_json(), lambda output: _show(output, decision), code)
+    bases = runtime.profile.fit.bases
+    value = decision.to_json() | {"latency_model": bases}
+    return Result(value, lambda output: _show(output, decision, bases), code)
 
 
 def _predict(runtime: "Runtime", sizes: Sequence[str]) -> tuple[int, int]:
@@ -77,7 +79,7 @@ def _pixels(size: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _show(output: Output, decision: "RoutingDecision") -> None:
+def _show(output: Output, decision: "RoutingDecision", bases: Mapping[str, str]) -> None:
     output.line(f"{decision.level} ({decision.depth} blocks): {decision.reason}")
     if not decision.feasible:
         output.line("infeasible: no level keeps this budget")
@@ -87,3 +89,5 @@ def _show(output: Output, decision: "RoutingDecision") -> None:
     others = [(a.level, a.depth, a.predicted_ms, a.bound_ms, a.feasible) for a in decision.alternatives]
     rows = sorted([chosen, *others], key=lambda row: -row[1])
     output.table("Milliseconds", ("level", "blocks", "predicted", "bound", "feasible"), rows)
+    for phase, basis in bases.items():
+        output.line(f"{phase} is predicted by {basis}")

@@ -35,6 +35,7 @@ def profile(
         "quick": quick,
         "levels": found.level_summary(),
         "fit": found.fit.model_dump(mode="json"),
+        "latency_model": found.fit.bases,
     }
     if found.vision is not None:
         value["vision"] = {
@@ -49,6 +50,8 @@ def _show(output: Output, found: LatencyProfile) -> None:
     rows = [[row[key] for key in keys] for row in found.level_summary()]
     output.line(f"{found.host.cpu}, {found.host.num_cpus} CPUs, {found.threads} threads")
     output.table("Latency", ("level", "blocks", *keys[2:]), rows)
+    for phase, basis in found.fit.bases.items():
+        output.line(f"{phase} is predicted by {basis}")
     if found.vision is not None:
         sides = [[row[key] for key in keys[:7]] for row in found.vision.level_summary()]
         output.table("Reading one crop of a picture, at every level", ("level", "blocks", *keys[2:7]), sides)

@@ -1,6 +1,7 @@
-"""The closed-form latency model: what depth, batch, prompt and cache length cost.
+"""The latency model: what depth, batch, prompt and cache length cost.
 
-Time is a sum of non-negative terms (`TERMS`): a part that no pruning removes, and a part per kept block.
+Time is a sum of non-negative terms (`TERMS`): a part that no pruning removes, and a part per kept block. Where that
+does not hold on points that the fit has not seen, a phase has a table of what was measured instead.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 
+from blockexport.core.latency_table import PhaseTable
 from blockexport.core.model import ModelKind
 from blockexport.errors import ProfileError
 
@@ -30,6 +32,8 @@ TERMS: Mapping[Phase, tuple[str, ...]] = MappingProxyType(
 )
 """The terms of each phase; `new` and `cached` count tokens per row."""
 
+# Parts of a generation that are predicted one by one where time is no line over the cache length.
+_TABLE_STEPS = 8
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 # 0.95 quantile of the standard normal distribution.
 _NORMAL_P95 = 1.645
@@ -90,7 +94,7 @@ class Residuals(BaseModel):
 
 
 class PhaseFit(BaseModel):
-    """The model of one phase: non-negative coefficients, and how far the measurements lie from it.
+    """The model of one phase: non-negative coefficients or a table, and how far the measurements lie from it.
 
     Attributes:
         terms: what each coefficient is multiplied with; always `TERMS` of the phase.
@@ -99,6 +103,9 @@ class PhaseFit(BaseModel):
         relative_error_p95: 0.95 quantile of |predicted / measured median - 1|, on the points of the fit.
         r2: share of the variance of log medians that the fit explains; None when they do not vary.
         num_points: points of the fit.
+        held_out_error_p95: 0.95 quantile of the coefficients' relative error on points that were left out of a fit;
+            None when there were too few to leave any out.
+        table: used in place of the coefficients, because these are too far off or the levels are not alike.
     """
 
     model_config = _FROZEN
@@ -109,6 +116,8 @@ class PhaseFit(BaseModel):
     relative_error_p95: NonNegativeFloat
     r2: float | None
     num_points: PositiveInt
+    held_out_error_p95: NonNegativeFloat | None = None
+    table: PhaseTable | None = None
 
     def margin(self, batch: int, num_calls: int = 1) -> float:
         """Factor from prediction to bound; for a batch size that was not measured, the largest of all."""
@@ -116,8 +125,28 @@ class PhaseFit(BaseModel):
         return max(entry.margin(num_calls) for entry in exact or self.residuals)
 
     def predict(self, values: tuple[float, ...]) -> float:
-        """Milliseconds for the term values that `term_values` gives."""
+        """Milliseconds that the coefficients give for the term values of `term_values`."""
         return sum(map(operator.mul, self.coefficients, values), 0.0)
+
+    @property
+    def basis(self) -> str:
+        """What predictions rest on, for people."""
+        error = self.held_out_error_p95
+        checked = "too few points to hold any out" if error is None else f"{error:.1%} off at p95 of held-out points"
+        if self.table is None:
+            return f"coefficients, {checked}"
+        return f"table of medians; coefficients would be a line over depth ({checked})"
+
+    def at(self, phase: Phase, depth: int, batch: int, new_tokens: float, kv_tokens: float) -> float:
+        """Milliseconds for a shape of this phase, by the table where there is one."""
+        values = term_values(phase, depth, batch, new_tokens, kv_tokens)
+        if self.table is None:
+            return self.predict(values)
+        if phase != "prefill":
+            return self.table.at(depth, batch, kv_tokens)
+        # Prompts are measured with an empty cache; what a filled one adds, only the coefficients say.
+        empty = term_values(phase, depth, batch, new_tokens, 0)
+        return self.table.at(depth, batch, new_tokens) + self.predict(values) - self.predict(empty)
 
 
 class LatencyFit(BaseModel):
@@ -160,24 +189,37 @@ class LatencyFit(BaseModel):
             raise ProfileError(msg)
         return fit
 
+    @property
+    def bases(self) -> dict[str, str]:
+        """`PhaseFit.basis` of each phase that was measured."""
+        fits = {phase: getattr(self, phase) for phase in TERMS}
+        return {phase: fit.basis for phase, fit in fits.items() if fit is not None}
+
+    @property
+    def uses_table(self) -> bool:
+        """Whether a phase is predicted from a table, which knows the measured levels only."""
+        return any(fit is not None and fit.table is not None for fit in (self.prefill, self.decode, self.forward))
+
     def prefill_ms(self, depth: int, batch: int, prompt_tokens: int, cached_tokens: int = 0) -> float:
         """Feeding `prompt_tokens` per row behind `cached_tokens`, up to the first new token."""
-        return self.phase("prefill").predict(term_values("prefill", depth, batch, prompt_tokens, cached_tokens))
+        return self.phase("prefill").at("prefill", depth, batch, prompt_tokens, cached_tokens)
 
     def decode_ms(self, depth: int, batch: int, kv_tokens: float) -> float:
         """One decode step with `kv_tokens` per row in the cache before it."""
-        return self.phase("decode").predict(term_values("decode", depth, batch, 1, kv_tokens))
+        return self.phase("decode").at("decode", depth, batch, 1, kv_tokens)
 
     def decode_total_ms(self, depth: int, batch: int, kv_tokens: int, steps: int) -> float:
         """`steps` decode steps, the first with `kv_tokens` in the cache, each leaving one more."""
         if steps < 1:
             return 0.0
-        # A step is linear in the cache length, so the sum is that of `steps` steps at the mean length.
-        return steps * self.decode_ms(depth, batch, kv_tokens + (steps - 1) / 2)
+        # Where a step is linear in the cache length, the sum is that of `steps` steps at the mean length.
+        parts = 1 if self.phase("decode").table is None else min(steps, _TABLE_STEPS)
+        lengths = (kv_tokens + (steps * (2 * part + 1) / parts - 1) / 2 for part in range(parts))
+        return steps / parts * sum(self.decode_ms(depth, batch, length) for length in lengths)
 
     def forward_ms(self, depth: int, batch: int) -> float:
         """One pass of a single-pass model at its profiled input size."""
-        return self.phase("forward").predict(term_values("forward", depth, batch, 0, 0))
+        return self.phase("forward").at("forward", depth, batch, 0, 0)
 
     def prefill_bound_ms(self, depth: int, batch: int, prompt_tokens: int, cached_tokens: int = 0) -> float:
         """Bound of `prefill_ms`."""
@@ -196,7 +238,7 @@ class LatencyFit(BaseModel):
         return self.forward_ms(depth, batch) * self.phase("forward").margin(batch)
 
     def offset_ms(self, phase: Phase, batch: int = 1, new_tokens: int = 0) -> float:
-        """The part that no pruning removes (embedding, head, launch): the prediction at depth 0.
+        """The part that no pruning removes (embedding, head, launch): what the coefficients give at depth 0.
 
         `new_tokens` counts for prefill only, where embedding and head see every prompt token. Of a profile with a
         single depth this says nothing: one depth cannot tell what depends on depth.

@@ -89,7 +89,7 @@ class Recipe(_Section):
         model: `demo:...` or a model folder.
         out: where the bundle goes.
         backends: who will run the engines.
-        precision: what weights are stored in, such as `int4` or `int4g32`; or by level name, where others are fp32.
+        precision: what weights are stored in, such as `bf16` or `int4g32`; or by level name, where others are fp32.
         vision_ladder: ladder file for the vision side of a model that reads pictures; None for its full depth.
     """
 

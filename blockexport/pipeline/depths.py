@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from blockexport.core.latency_fit import LatencyFit
 from blockexport.core.scores import BlockScores
+from blockexport.errors import ProfileError
 from blockexport.routing.estimate import estimate
 from blockexport.routing.request import RoutingRequest
 from blockexport.selection import depths_for_budget, resolve_depths
@@ -36,8 +37,11 @@ def budget_depths(
 
     Raises:
         ConfigError: not even one block fits a budget.
-        ProfileError: the fit is of another kind of model.
+        ProfileError: the fit is of another kind of model, or knows only the depths that were measured.
     """
+    if fit.uses_table:
+        msg = "this profile is a table of measured levels, which says nothing of other depths; give --depths instead"
+        raise ProfileError(msg)
     # Every term of the latency model is linear in depth, so two depths say all.
     one, two = (estimate(fit, "", depth, request).bound_ms for depth in (1, 2))
     per_block_ms = max(0.0, two - one)

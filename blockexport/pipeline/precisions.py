@@ -39,7 +39,7 @@ def read_precisions(stated: str | Mapping[str, str]) -> Precision | dict[str, Pr
 
 
 def parse_precisions(entries: Sequence[str]) -> Precision | dict[str, Precision]:
-    """What a command line says: `int4` for all levels, or `d16=int8` and `d8=int4g32` for single ones.
+    """What a command line says: `int4` for all levels, or `d16=bf16` and `d8=int4g32` for single ones.
 
     Raises:
         ConfigError: an entry is neither, or both kinds are mixed, or a level is named twice.

@@ -5,7 +5,7 @@ from typing import Self
 
 import onnx_ir as ir
 
-from blockexport.core.precision import Precision
+from blockexport.core.precision import FP32, Precision
 from blockexport.export.lower import native, ort
 from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel
@@ -20,7 +20,7 @@ class Source:
     Attributes:
         precision: of the weights.
         graphs: marked graphs by lowering target; they read the same weights.
-        quantised: what the integers stand for; None for fp32.
+        quantised: what the stored weights stand for; None for fp32.
     """
 
     precision: Precision
@@ -30,7 +30,7 @@ class Source:
     @classmethod
     def of(cls, marked: ir.Model, precision: Precision) -> Self:
         """Quantise a marked graph once, before any depth is cut, and lower it for every kind of operators."""
-        quantised = quantise_graph(marked, precision) if precision.is_quantised else None
+        quantised = None if precision == FP32 else quantise_graph(marked, precision)
         stock = marked if quantised is None else quantised.model
         return cls(precision, {ort.TARGET: stock, native.TARGET: native.use_native_operators(stock)}, quantised)
 
@@ -39,4 +39,7 @@ class Source:
         graph = self.quantised
         if graph is None:
             return Oracle(model, seed)
-        return Oracle(dequantised(model, graph), seed, lambda reference: rounded_activations(reference, graph))
+        reference = dequantised(model, graph)
+        if not self.precision.is_quantised:
+            return Oracle(reference, seed)
+        return Oracle(reference, seed, lambda rounded: rounded_activations(rounded, graph))

@@ -18,6 +18,7 @@ def profile(
     bundle_digest: str,
     host: HostFingerprint,
     threads: int,
+    levels_alike: bool = True,
     quick: bool = False,
     time_limit_s: float | None = None,
     clock: Clock = time.perf_counter_ns,
@@ -30,6 +31,7 @@ def profile(
         bundle_digest: kept in the profile, so that a profile of another bundle is recognised.
         host: this host, kept in the profile.
         threads: threads the engines use, kept in the profile.
+        levels_alike: whether levels differ in depth only, see `fit_latency`.
         quick: few shapes and repeats, within 20 s, instead of all within 10 minutes.
         time_limit_s: another limit; measuring then stops with the shapes and repeats it has.
         clock: monotonic nanoseconds.
@@ -64,5 +66,5 @@ def profile(
         context_tokens=workload.context_tokens,
         quick=quick,
         points=tuple(points),
-        fit=fit_latency(points),
+        fit=fit_latency(points, levels_alike=levels_alike),
     )

@@ -8,7 +8,8 @@ import onnx_ir as ir
 from blockexport.core.expert_weights import source_of
 from blockexport.core.precision import Precision
 from blockexport.quantization.blockwise import QuantisedMatrix, quantise, usable_block_size
-from blockexport.quantization.parts import Parts, replace
+from blockexport.quantization.nodes import DOMAIN, replace
+from blockexport.quantization.parts import Parts
 
 _ACCURACY_INT8 = 4
 _GATE_UP, _DOWN = 2, 4
@@ -60,7 +61,7 @@ def _quantise(graph: ir.Graph, node: ir.Node, precision: Precision) -> dict[str,
     attributes |= {"accuracy_level": _ACCURACY_INT8, "weights_prepacked": 0}
     while inputs[-1] is None:
         inputs.pop()
-    replace(node, "QMoE", inputs, attributes)
+    replace(node, ir.node("QMoE", inputs, attributes, domain=DOMAIN, name=node.name))
     return found
 
 

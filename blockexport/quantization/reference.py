@@ -1,4 +1,4 @@
-"""The eager model that a quantised engine is held to: the same weights, dequantised."""
+"""The eager model that an engine with smaller weights is held to: the same weights, in fp32."""
 
 import copy
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from blockexport.models.loaded import LoadedModel
+from blockexport.quantization.bf16 import Bf16Matrix
 from blockexport.quantization.blockwise import QuantisedMatrix
 from blockexport.quantization.graph import QuantisedGraph
 
@@ -16,9 +17,9 @@ _INT8_MAX = 127
 
 
 def dequantised(model: LoadedModel, graph: QuantisedGraph) -> LoadedModel:
-    """A copy of a model that computes with the weights that the graph's integers stand for.
+    """A copy of a model that computes with the weights that the graph's integers or bf16 numbers stand for.
 
-    Weights that were not quantised are shared with the original.
+    All other weights are shared with the original.
     """
     originals: dict[str, torch.Tensor] = dict(model.module.named_parameters(remove_duplicate=False))
     shared: dict[int, Any] = {id(t): t for t in [*model.module.parameters(), *model.module.buffers()]}
@@ -28,7 +29,7 @@ def dequantised(model: LoadedModel, graph: QuantisedGraph) -> LoadedModel:
     return LoadedModel(module, model.spec, model.adapter, model.tokenizer_dir)
 
 
-def _weight(matrix: QuantisedMatrix, original: torch.Tensor, transposed: bool) -> torch.Tensor:
+def _weight(matrix: QuantisedMatrix | Bf16Matrix, original: torch.Tensor, transposed: bool) -> torch.Tensor:
     array = matrix.dequantise()
     return torch.from_numpy(array.T.copy() if transposed else array).reshape(original.shape).to(original.dtype)
 
@@ -38,15 +39,17 @@ def rounded_activations(model: LoadedModel, graph: QuantisedGraph) -> Iterator[N
     """Let whatever multiplies by quantised weights see its input as its engine does: rounded to int8 block by block.
 
     This is the arithmetic that `MatMulNBits` documents for `accuracy_level` 4. How far it moves the outputs says how
-    far an engine may be off.
+    far an engine may be off. Layers in bf16 compute in fp32, and see their input as it is.
     """
     with ExitStack() as hooks:
         for name, matrix in graph.matrices.items():
             path, _, weight = name.rpartition(".")
             owner: Any = model.module.get_submodule(path)
+            if isinstance(matrix, Bf16Matrix) or isinstance(owner, nn.Embedding):
+                continue
             if hasattr(owner, "is_concatenated") and weight == "down_proj":
                 hooks.enter_context(_rounded_gates(owner, matrix.block_size))
-            elif not isinstance(owner, nn.Embedding):
+            else:
                 hook = _rounding_hook(matrix.block_size)
                 hooks.callback(owner.register_forward_pre_hook(hook).remove)
         yield

@@ -17,6 +17,7 @@ from blockexport.core.scores import BlockScores
 from blockexport.core.study import STUDY_FILE, Study
 from blockexport.errors import ConfigError
 from blockexport.report.memory import MemoryUse, measure_memory
+from blockexport.report.switching import Switching
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +32,7 @@ class Material:
         study: strategies compared; None when nobody did.
         scores: importance per block, one entry for each method; empty when unknown.
         memory: PSS, or why it is not known.
+        switching: quality of texts whose level goes up half way; None when nobody gave texts.
     """
 
     bundle: Bundle
@@ -40,6 +42,7 @@ class Material:
     study: Study | None
     scores: tuple[BlockScores, ...]
     memory: MemoryUse | str
+    switching: Switching | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -74,12 +77,13 @@ class Material:
         return min(points, key=lambda p: (p.batch, -p.new_tokens, -p.kv_tokens), default=None)
 
 
-def gather(path: Path, study: Study | None) -> Material:
+def gather(path: Path, study: Study | None, switching: Switching | None = None) -> Material:
     """Read a bundle with all that lies in it, and measure its memory.
 
     Args:
         path: the bundle.
         study: strategies compared on the bundle's model; None for the one in the bundle, if any.
+        switching: what was measured of going up in the middle of a text, if it was.
 
     Raises:
         BundleError: the bundle cannot be opened.
@@ -103,6 +107,7 @@ def gather(path: Path, study: Study | None) -> Material:
         study=study,
         scores=scores,
         memory=measure_memory(bundle.folder, len(bundle.manifest.levels)),
+        switching=switching,
     )
 
 

@@ -8,14 +8,29 @@ from blockexport.core.jsonio import write_atomically
 from blockexport.core.study import Study
 from blockexport.report.markup import escape
 from blockexport.report.material import Material, gather
-from blockexport.report.sections import depth, importance, ladder, latency, metrics, parity, provenance, sizes, summary
+from blockexport.report.sections import (
+    depth,
+    importance,
+    ladder,
+    latency,
+    metrics,
+    parity,
+    provenance,
+    sizes,
+    summary,
+)
+from blockexport.report.sections import (
+    switching as going_up,
+)
 from blockexport.report.style import require_matplotlib
+from blockexport.report.switching import Switching
 
 _SECTIONS: dict[str, tuple[str, Callable[[Material], str]]] = {
     "ladder": ("Depth ladder", ladder.render),
     "depth": ("Quality against depth", depth.render),
     "latency": ("Quality against latency", latency.render),
     "importance": ("Importance per block", importance.render),
+    "switching": ("Going up", going_up.render),
     "parity": ("Parity", parity.render),
     "sizes": ("Sizes", sizes.render),
     "metrics": ("Gates and figures", metrics.render),
@@ -23,7 +38,9 @@ _SECTIONS: dict[str, tuple[str, Callable[[Material], str]]] = {
 }
 
 
-def write_report(bundle_path: Path, out: Path, *, study: Study | None = None) -> Path:
+def write_report(
+    bundle_path: Path, out: Path, *, study: Study | None = None, switching: Switching | None = None
+) -> Path:
     """Write what a bundle is worth as one self-contained HTML file, in one step.
 
     What the bundle does not hold, such as a profile of this host or a study, is named with the command that adds it.
@@ -33,6 +50,7 @@ def write_report(bundle_path: Path, out: Path, *, study: Study | None = None) ->
         out: the HTML file.
         study: strategies compared on the bundle's model; None for `study.json` in the bundle, or else for the scores
             in its `scores.json`.
+        switching: what `measure_switching` found; None to say how it is measured.
 
     Returns:
         `out`.
@@ -43,7 +61,7 @@ def write_report(bundle_path: Path, out: Path, *, study: Study | None = None) ->
         ConfigError: the study or the scores are unreadable or of another model.
     """
     require_matplotlib()
-    page = render_page(gather(Path(bundle_path), study))
+    page = render_page(gather(Path(bundle_path), study, switching))
     with write_errors(Path(out)):
         write_atomically(Path(out), page)
     return Path(out)

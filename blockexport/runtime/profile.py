@@ -49,6 +49,7 @@ def profile(
             bundle_digest=manifest.digest,
             host=host,
             threads=runtime.engines.threads or host.num_cpus,
+            levels_alike=len({level.precision for level in levels}) == 1,
             quick=quick,
             time_limit_s=limit_s,
             on_progress=on_progress,

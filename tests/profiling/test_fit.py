@@ -10,7 +10,7 @@ from blockexport.core.latency import DistributionSummary, LatencyPoint
 from blockexport.core.latency_fit import Phase, term_values
 from blockexport.core.model import ModelKind
 from blockexport.errors import ProfileError
-from blockexport.profiling.fit import fit_latency
+from blockexport.profiling.fit import ALLOWED_HELD_OUT_ERROR, fit_latency
 from blockexport.profiling.grid import build_grid
 
 TRUTH: dict[Phase, tuple[float, ...]] = {
@@ -101,7 +101,7 @@ def test_coefficients_are_never_negative_and_the_bound_covers_p95(
         for batch in (1, 2, 4):
             covered = []
             for p in chosen:
-                predicted = model.predict(term_values(phase, p.depth, p.batch, p.new_tokens, p.kv_tokens))
+                predicted = model.at(phase, p.depth, p.batch, p.new_tokens, p.kv_tokens)
                 assert predicted > 0
                 if p.batch == batch:
                     covered.append(p.summary.p95_ms <= predicted * model.margin(batch) * (1 + 1e-9))
@@ -177,3 +177,66 @@ def test_residuals_describe_tail_mean_and_spread_around_the_prediction() -> None
     # The p95 of five values lies 0.8 of the way from the fourth to the fifth.
     assert np.exp([entry.log_p95_q95, entry.log_mean_q95]) == pytest.approx([9.0, 3.0])
     assert entry.spread_q95 == pytest.approx(4.0)
+
+
+def test_coefficients_are_held_to_points_that_they_have_not_seen() -> None:
+    fit = fit_latency(synthetic("decoder", 0.02, 0))
+    for phase in ("prefill", "decode"):
+        error = fit.phase(phase).held_out_error_p95
+        assert error is not None
+        # A median of 40 samples errs by 1.25 * 0.02 / sqrt(40), and the p95 of that is twice as much.
+        assert 0 < error < 0.02
+        assert fit.phase(phase).table is None
+    assert not fit.uses_table
+
+
+def test_times_that_are_no_sum_of_the_terms_become_a_table() -> None:
+    """A level whose weights are stored in another way: half the blocks, twice the time."""
+    points = [_times(point, 4.0) if point.depth == 8 else point for point in synthetic("decoder", 0, 0)]
+    fit = fit_latency(points)
+    assert fit.uses_table
+    assert fit.decode is not None
+    assert fit.decode.held_out_error_p95 is not None
+    assert fit.decode.held_out_error_p95 > ALLOWED_HELD_OUT_ERROR
+    for p in points:
+        predicted = fit.phase(p.phase).at(p.phase, p.depth, p.batch, p.new_tokens, p.kv_tokens)
+        assert predicted == pytest.approx(p.summary.p50_ms)
+    assert fit.decode.margin(1) == pytest.approx(1.0)
+
+
+def test_levels_that_are_not_alike_get_a_table_even_if_a_line_goes_through_them() -> None:
+    fit = fit_latency(synthetic("decoder", 0, 0), levels_alike=False)
+    assert [fit.phase(phase).table is None for phase in ("prefill", "decode")] == [False, False]
+    assert "table" in fit.bases["decode"]
+
+
+@given(tokens=st.integers(1, 3000), batch=st.integers(1, 8), more=st.integers(0, 500))
+def test_a_table_never_falls_with_length_or_batch(tokens: int, batch: int, more: int) -> None:
+    for phase in ("prefill", "decode"):
+        table = NOISY_TABLE.phase(phase).table
+        assert table is not None
+        least = table.at(8, batch, tokens)
+        assert 0 < least <= table.at(8, batch, tokens + more)
+        assert least <= table.at(8, batch + 1, tokens) * (1 + 1e-12)
+
+
+def test_a_generation_by_the_table_is_about_the_sum_of_its_steps() -> None:
+    fit = fit_latency(synthetic("decoder", 0, 0), levels_alike=False)
+    exact = [float(np.dot(TRUTH["decode"], term_values("decode", 8, 1, 1, 64 + i))) for i in range(300)]
+    assert fit.decode_total_ms(8, 1, 64, 300) == pytest.approx(sum(exact))
+    assert fit.prefill_ms(8, 1, 64, 100) > fit.prefill_ms(8, 1, 64)
+    with pytest.raises(ProfileError, match="no level of 7 blocks"):
+        fit.decode_ms(7, 1, 64)
+
+
+def test_too_few_points_to_leave_any_out_are_fitted_as_they_are() -> None:
+    fit = fit_latency([forward_point(1.0)])
+    assert (fit.phase("forward").held_out_error_p95, fit.phase("forward").table) == (None, None)
+
+
+def _times(point: LatencyPoint, factor: float) -> LatencyPoint:
+    summary = DistributionSummary.of([point.summary.p50_ms * factor])
+    return point.model_copy(update={"summary": summary})
+
+
+NOISY_TABLE = fit_latency(synthetic("decoder", 0.4, 3, repeats=3), levels_alike=False)

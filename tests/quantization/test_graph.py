@@ -1,4 +1,4 @@
-"""Quantised graphs against the eager model with the weights that their integers stand for."""
+"""Graphs with smaller weights against the eager model with what these stand for."""
 
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,12 @@ from blockexport.export.graph_file import save, shared_tensors
 from blockexport.export.lower.ort import lower
 from blockexport.export.trace import block_unit, trace
 from blockexport.masking.masked import masked
+from blockexport.masking.oracle import Oracle
 from blockexport.models.loaded import LoadedModel, wrap_module
 from blockexport.quantization.graph import QuantisedGraph, quantise_graph
 from blockexport.quantization.reference import dequantised, rounded_activations
 from blockexport.runtime.engines import Engines, LevelFile
+from blockexport.runtime.proof import check_level
 from blockexport.testing.tiny_models import tiny_inputs, tiny_model
 
 NUM_BLOCKS = 3
@@ -79,6 +81,31 @@ def test_an_engine_is_as_far_off_as_rounding_its_activations_explains(
         assert np.abs(exact - unquantised).max() > 2 * allowed, "the test could not tell wrong weights from right ones"
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "bert", "vit"])
+def test_bf16_is_as_exact_as_fp32(architecture: str, tmp_path: Path) -> None:
+    model, _ = _marked(architecture)
+    found = _quantised(architecture, "bf16")
+    mask = DepthMask.from_kept([0, 2], NUM_BLOCKS)
+    path = _write(found.model, mask, tmp_path)
+    assert audit(path, mask, model.spec.block_path) == []
+    cases = Oracle(dequantised(model, found), seed=0).record(mask)
+    engines = Engines(model.spec, {"level": LevelFile(path, mask.kept)}, threads=1)
+    records = check_level(engines, "level", cases)
+    assert records
+    assert all(record.passed for record in records)
+    original = Oracle(model, seed=0).record(mask)
+    apart = [np.abs(ours.expected - theirs.expected).max() for ours, theirs in zip(cases, original, strict=True)]
+    allowed = [case.tolerance for case in cases]
+    assert max(apart) > max(allowed), "the test could not tell rounded weights from others"
+
+
+def test_a_tied_head_in_bf16_is_the_embedding() -> None:
+    graph = quantise_graph(_tied_marked(), Precision.parse("bf16")).model
+    weight = graph.graph.initializers["lm_head.weight.bf16"]
+    assert sorted(node.op_type for node, _ in weight.uses()) == ["Cast", "Gather"]
+    assert not [name for name in graph.graph.initializers if "embed_tokens" in name]
+
+
 def test_a_tied_head_shares_its_bytes_with_the_embedding(tmp_path: Path) -> None:
     graph = quantise_graph(_tied_marked(), Precision.parse("int4g16")).model
     tensors = shared_tensors(cut(graph, []))
@@ -104,8 +131,9 @@ def test_the_marked_graph_stays_as_it_is() -> None:
     assert ([(node.op_type, node.name) for node in marked.graph], set(marked.graph.initializers)) == before
 
 
+@pytest.mark.parametrize("precision", ["int4g16", "bf16"])
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "bert", "vit"])
-def test_every_linear_layer_is_quantised(architecture: str) -> None:
+def test_every_linear_layer_is_quantised(architecture: str, precision: str) -> None:
     model, _ = _marked(architecture)
     names = {
         f"{name}.weight"
@@ -114,13 +142,14 @@ def test_every_linear_layer_is_quantised(architecture: str) -> None:
     }
     # Poolers are no part of what an engine returns.
     names = {name for name in names if "pooler" not in name}
-    assert names <= set(_quantised(architecture, "int4g16").matrices)
+    assert names <= set(_quantised(architecture, precision).matrices)
 
 
-def test_the_original_model_keeps_its_weights() -> None:
+@pytest.mark.parametrize("precision", ["int4g16", "bf16"])
+def test_the_original_model_keeps_its_weights(precision: str) -> None:
     model, _ = _marked("qwen2")
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    reference = dequantised(model, _quantised("qwen2", "int4g16"))
+    reference = dequantised(model, _quantised("qwen2", precision))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
     changed = {name for name, tensor in reference.module.state_dict().items() if not torch.equal(before[name], tensor)}
-    assert changed == set(_quantised("qwen2", "int4g16").matrices)
+    assert changed == set(_quantised("qwen2", precision).matrices)

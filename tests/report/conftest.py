@@ -1,5 +1,6 @@
 """A bundle to report on, written without building anything: its figures are made up, its graphs are no graphs."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from blockexport.core.study import FULL, Study, StudyData, StudyRow
 from blockexport.profiling.fit import fit_latency
 from blockexport.report import material
 from blockexport.report.memory import MemoryUse
+from blockexport.report.switching import SwitchedPair, Switching
 
 NUM_BLOCKS = 4
 MASKS = {"d4": (0, 1, 2, 3), "d3": (0, 1, 3), "d1": (0,)}
@@ -165,6 +167,21 @@ def make_study() -> Callable[..., Study]:
         return Study(**(fields | overrides))
 
     return make
+
+
+@pytest.fixture
+def switching() -> Switching:
+    """Every step up, passing over holes a little worse than running what is missing."""
+
+    def worse(kept: tuple[int, ...], by: float) -> Quality:
+        figures = quality(kept).metrics
+        return Quality({name: dataclasses.replace(figure, value=figure.value + by) for name, figure in figures.items()})
+
+    pairs = [
+        SwitchedPair(before, after, quality(MASKS[before]), worse(MASKS[after], 1 / 17), worse(MASKS[after], 1 / 13))
+        for before, after in (("d1", "d3"), ("d3", "d4"))
+    ]
+    return Switching("given", 9, tuple(pairs))
 
 
 @pytest.fixture(autouse=True)

@@ -52,11 +52,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def complete(write_bundle, write_profile, make_study, tmp_path) -> tuple[Path, str]:
+def complete(write_bundle, write_profile, make_study, switching, tmp_path) -> tuple[Path, str]:
     """A bundle with everything, and its report."""
     folder = write_bundle(attached={"study.json": dump_json(make_study().to_json()).encode()})
     write_profile(folder)
-    return folder, write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    html = write_report(folder, tmp_path / "report.html", switching=switching).read_text(encoding="utf-8")
+    return folder, html
 
 
 def test_nothing_is_missing_from_a_complete_bundle(complete):
@@ -116,6 +117,24 @@ def test_figures_equal_those_of_manifest_profile_and_study(complete, memory, wri
     expected |= {x for point in profile.points for x in (point.summary.p50_ms, point.summary.p95_ms)}
     expected |= {float(memory.none_bytes), float(memory.deepest_bytes), float(memory.all_bytes)}
     assert expected <= values
+
+
+def test_a_switch_has_figures_of_its_own(complete, switching):
+    page = Page(complete[1])
+    expected = {
+        figures.metrics[name].value
+        for pair in switching.pairs
+        for figures in (pair.stays, pair.reprefill, pair.masked)
+        for name in ("bits_per_byte", "exact_match")
+    }
+    assert expected <= page.values
+    assert "d1, then d3" in page.words
+    assert "d3, then d4" in page.words
+
+
+def test_without_switches_the_report_says_what_measures_them(write_bundle, tmp_path):
+    html = write_report(write_bundle(), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "blockexport report bundle --switch-data DATA" in html
 
 
 def test_speed_is_the_ratio_of_decode_medians(complete):

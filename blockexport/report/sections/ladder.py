@@ -1,6 +1,7 @@
 """The ladder as a table: one level a row, with the blocks it keeps drawn."""
 
 from blockexport.bundle.manifest import LevelEntry
+from blockexport.core.precision import FP32
 from blockexport.report.markup import escape, number, paragraph, section, table, with_error
 from blockexport.report.material import Material
 from blockexport.report.sections.summary import speed_ratio
@@ -31,7 +32,7 @@ def render(material: Material) -> str:
 
 def _row(material: Material, level: LevelEntry) -> list[str]:
     figures = material.quality(level)
-    stored = f' <span class="soft">{level.precision}</span>' if level.precision.is_quantised else ""
+    stored = f' <span class="soft">{level.precision}</span>' if level.precision != FP32 else ""
     cells = [escape(level.name) + stored, str(level.depth), strip(level, material.manifest.num_blocks)]
     cells += [with_error(figures[name].value, figures[name].stderr) for name in material.metrics]
     for phase in material.phases:

@@ -134,9 +134,9 @@ def _caption(material: Material, profile: LatencyProfile) -> str:
         )
     if any(_is_cut(_points(material, phase)) for phase in material.phases):
         parts.append("A bar that reaches the edge goes on beyond it; the p95 is in the table of the ladder.")
-    # One depth alone cannot tell what depends on depth.
-    if len({point.depth for point in profile.points}) > 1:
-        phase = material.phases[-1]
+    phase = material.phases[-1]
+    # One depth alone cannot tell what depends on depth, nor can levels that are no line over it.
+    if len({point.depth for point in profile.points}) > 1 and profile.fit.phase(phase).table is None:
         what = "step" if phase == "decode" else "pass"
         offset = number(profile.fit.offset_ms(phase), digits=2, unit="ms")
         parts.append(

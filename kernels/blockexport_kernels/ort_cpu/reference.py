@@ -83,7 +83,7 @@ def matmul_nbits(a: Floats, w: Quantised, bias: Floats | None = None) -> NDArray
 
 
 def matmul(a: Floats, w: Floats, bias: Floats | None = None) -> NDArray[np.float64]:
-    """`MatMul`: (rows, k) times (n, k)^T in fp64."""
+    """`MatMul`: (rows, k) times (n, k)^T in fp64; bf16 weights stand for what they are in fp32."""
     out = a.astype(np.float64) @ w.astype(np.float64).T
     return out if bias is None else out + bias
 

@@ -15,7 +15,7 @@ from blockexport.backends.onnxruntime.operators import native_library
 from blockexport.backends.onnxruntime.session import open_session
 from blockexport.bundle.layout import WEIGHTS_FILE
 from blockexport.bundle.weights import write_weights
-from blockexport.core.precision import Precision
+from blockexport.core.precision import FP32, Precision
 from blockexport.errors import BackendUnavailableError
 from blockexport.export.cut import cut
 from blockexport.export.graph_file import save, shared_tensors
@@ -39,6 +39,11 @@ pytestmark = pytest.mark.slow
 def _marked(architecture: str) -> tuple[LoadedModel, ir.Model]:
     model = wrap_module(tiny_model(architecture, NUM_BLOCKS))
     return model, ort.lower(trace(model))
+
+
+def _stock(architecture: str, precision: str) -> ir.Model:
+    marked, chosen = _marked(architecture)[1], Precision.parse(precision)
+    return marked if chosen == FP32 else quantise_graph(marked, chosen).model
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +77,10 @@ def _feeds(session: Any) -> dict[str, NDArray[Any]]:
     return feeds
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8g32", "int4g16", "int4g32a"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8g32", "int4g16", "int4g32a"])
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "olmoe", "bert", "vit"])
 def test_native_and_stock_agree(architecture: str, precision: str, tmp_path: Path, library: Path) -> None:
-    chosen = Precision.parse(precision)
-    marked = _marked(architecture)[1]
-    stock = quantise_graph(marked, chosen).model if chosen.is_quantised else marked
+    stock = _stock(architecture, precision)
     levels = [cut(graph, [block_unit(SKIPPED)]) for graph in (stock, use_native_operators(stock))]
     tensors = {name: tensor for level in levels for name, tensor in shared_tensors(level).items()}
     locations = write_weights(tmp_path / WEIGHTS_FILE, tensors)
@@ -92,18 +95,29 @@ def test_native_and_stock_agree(architecture: str, precision: str, tmp_path: Pat
 
 
 def test_native_weights_are_stock_weights() -> None:
-    stock = quantise_graph(_marked("qwen2")[1], Precision.parse("int4g16")).model
+    stock = _stock("qwen2", "int4g16")
     native = use_native_operators(stock)
     ours, theirs = shared_tensors(native), shared_tensors(stock)
     # Of the embedding's bytes the native graph reads the shape of a linear layer.
     assert {name.replace(".rows", ".packed") for name in theirs} == set(ours)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4g16"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "bert", "vit"])
+def test_bf16_weights_are_read_as_they_are_stored(architecture: str) -> None:
+    """Those of linear layers by our product, which GPT-2's in fp32 are not, having inputs first."""
+    native = use_native_operators(_stock(architecture, "bf16"))
+    stored = [value for value in native.graph.initializers.values() if value.dtype == ir.DataType.BFLOAT16]
+    assert {value.name for value in stored} == {
+        name for name in shared_tensors(_stock(architecture, "bf16")) if name.endswith(".bf16")
+    }
+    readers = {(node.domain, node.op_type) for value in stored for node, _ in value.uses()}
+    assert readers == {(DOMAIN, "MatMul")} | (set() if architecture == "vit" else {("", "Gather")})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int4g16"])
 def test_a_block_is_five_nodes(precision: str) -> None:
-    marked = _marked("qwen2")[1]
     chosen = Precision.parse(precision)
-    native = use_native_operators(quantise_graph(marked, chosen).model if chosen.is_quantised else marked)
+    native = use_native_operators(_stock("qwen2", precision))
     product = "MatMulNBits" if chosen.is_quantised else "MatMul"
     counts = Counter(node.op_type for node in native.graph if node.domain == DOMAIN)
     # For each block: queries, keys and values; attention; output; gate and up; down. And the head.

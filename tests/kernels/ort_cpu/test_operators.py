@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -19,6 +20,7 @@ FORMATS += [(8, 32, True), (8, 32, False), (8, 64, True), (8, 128, False), (8, 1
 # n, k: tails in columns, in a group of codes and in a block; a hidden size of 48; several pieces for each thread
 SHAPES = [(1, 32), (37, 48), (33, 128), (70, 384), (129, 1000), (260, 896)]
 ROWS = [1, 2, 5, 33, 200]
+DENSE = [np.float32, ml_dtypes.bfloat16]
 
 
 def _attributes(w: Quantised, **flags: float) -> dict[str, int | float]:
@@ -94,17 +96,36 @@ def test_matmul_nbits_agrees_with_onnxruntime(
     assert np.all(np.abs(theirs - ours) <= 2 * rounding)
 
 
-def test_matmul_is_exact_to_fp32(on_path: Path, run: Run) -> None:
+def _dense(rng: np.random.Generator, n: int, k: int, kind: Any) -> np.ndarray:
+    return rng.standard_normal((n, k), dtype=np.float32).astype(kind)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_matmul_is_exact_to_fp32(on_path: Path, run: Run, kind: Any) -> None:
     rng = np.random.default_rng(0)
     for (n, k), rows in zip(SHAPES, [1, 2, 5, 33, 200, 13], strict=True):
-        w, bias = _activations(rng, n, k), rng.standard_normal(n, dtype=np.float32)
+        w, bias = _dense(rng, n, k, kind), rng.standard_normal(n, dtype=np.float32)
+        wide = w.astype(np.float32)
         for count in (1, rows):
             a = _activations(rng, count, k)
             (out,) = run(on_path, "MatMul", {"A": a, "W": w, "bias": bias}, attributes={"bias": 1})
-            tolerance = (k + 2) * EPSILON * (np.abs(a) @ np.abs(w).T + np.abs(bias))
-            assert np.all(np.abs(out - reference.matmul(a, w, bias)) <= tolerance), (n, k, count)
-            (theirs,) = run(None, "MatMul", {"A": a, "W": np.ascontiguousarray(w.T)}, domain="")
+            tolerance = (k + 2) * EPSILON * (np.abs(a) @ np.abs(wide).T + np.abs(bias))
+            assert np.all(np.abs(out - reference.matmul(a, wide, bias)) <= tolerance), (n, k, count)
+            (theirs,) = run(None, "MatMul", {"A": a, "W": np.ascontiguousarray(wide.T)}, domain="")
             assert np.all(np.abs(out - (theirs + bias)) <= 2 * tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+def test_every_finite_bf16_number_is_widened_exactly(on_path: Path, run: Run, rows: int) -> None:
+    """Times one, and added to zeros: subnormal numbers, the largest and both zeros come out as they went in."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    finite = every[np.isfinite(every.astype(np.float32))]
+    w = np.zeros((len(finite), 16), ml_dtypes.bfloat16)
+    w[:, 3] = finite
+    a = np.zeros((rows, 16), np.float32)
+    a[:, 3] = 1
+    (out,) = run(on_path, "MatMul", {"A": a, "W": w})
+    np.testing.assert_array_equal(out, np.tile(finite.astype(np.float32), (rows, 1)))
 
 
 def test_leading_axes_are_kept(on_path: Path, run: Run) -> None:
@@ -148,11 +169,12 @@ def test_several_products_are_those_of_one(on_path: Path, run: Run, zeros: bool,
         np.testing.assert_array_equal(out, single)
 
 
+@pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("rows", [1, 5, 33])
-def test_several_dense_products_are_those_of_one(on_path: Path, run: Run, rows: int) -> None:
+def test_several_dense_products_are_those_of_one(on_path: Path, run: Run, rows: int, kind: Any) -> None:
     rng = np.random.default_rng(10)
     a = _activations(rng, rows, 96)
-    matrices = [_activations(rng, n, 96) for n in (70, 16, 33)]
+    matrices = [_dense(rng, n, 96, kind) for n in (70, 16, 33)]
     inputs = {"A": a} | {f"W{i}": w for i, w in enumerate(matrices)}
     outs = run(on_path, "MatMul", inputs, num_outputs=3)
     for out, w in zip(outs, matrices, strict=True):
@@ -168,12 +190,14 @@ def test_norm_and_residual_are_taken_in(on_path: Path, run: Run, rows: int) -> N
     a, norm = _activations(rng, rows, k), rng.standard_normal(k, dtype=np.float32)
     normalised = reference.rms_norm(a, norm, 1e-3)
 
-    dense, residual = _activations(rng, 70, k), _activations(rng, rows, 70)
-    inputs = {"A": a, "W": dense, "residual": residual, "norm": norm}
-    (out,) = run(on_path, "MatMul", inputs, attributes={"residual": 1, "rms_epsilon": 1e-3})
-    wanted = reference.matmul(normalised, dense) + residual
-    tolerance = (2 * k + 8) * EPSILON * (np.abs(normalised) @ np.abs(dense).T + np.abs(residual))
-    assert np.all(np.abs(out - wanted) <= tolerance)
+    residual = _activations(rng, rows, 70)
+    for kind in DENSE:
+        dense = _dense(rng, 70, k, kind)
+        inputs = {"A": a, "W": dense, "residual": residual, "norm": norm}
+        (out,) = run(on_path, "MatMul", inputs, attributes={"residual": 1, "rms_epsilon": 1e-3})
+        wanted = reference.matmul(normalised, dense) + residual
+        magnitude = np.abs(normalised) @ np.abs(dense.astype(np.float64)).T + np.abs(residual)
+        assert np.all(np.abs(out - wanted) <= (2 * k + 8) * EPSILON * magnitude)
 
     w = random_quantised(rng, 70, k, 8, 16, zeros=False)
     (out,) = run(
@@ -205,13 +229,14 @@ def test_gated_products_are_gated(on_path: Path, run: Run, zeros: bool, rows: in
     tolerance = 1.1 * np.abs(u) * _tolerance(a, gate) + np.abs(g) * _tolerance(a, up) + 16 * EPSILON * np.abs(wanted)
     assert np.all(np.abs(out - wanted) <= tolerance + 1e-30)
 
-    wg, wu = _activations(rng, 70, 96), _activations(rng, 70, 96)
-    (dense,) = run(on_path, "MatMul", {"A": a, "gate": wg, "up": wu}, attributes={"gated": 1})
-    g, u = reference.matmul(a, wg), reference.matmul(a, wu)
-    error = 98 * EPSILON * (np.abs(a) @ np.abs(wg).T), 98 * EPSILON * (np.abs(a) @ np.abs(wu).T)
-    wanted = reference.gated(g, u)
-    tolerance = 1.1 * np.abs(u) * error[0] + np.abs(g) * error[1] + 16 * EPSILON * np.abs(wanted)
-    assert np.all(np.abs(dense - wanted) <= tolerance + 1e-30)
+    for kind in DENSE:
+        wg, wu = _dense(rng, 70, 96, kind), _dense(rng, 70, 96, kind)
+        (dense,) = run(on_path, "MatMul", {"A": a, "gate": wg, "up": wu}, attributes={"gated": 1})
+        g, u = reference.matmul(a, wg), reference.matmul(a, wu)
+        error = [98 * EPSILON * (np.abs(a) @ np.abs(w.astype(np.float32)).T) for w in (wg, wu)]
+        wanted = reference.gated(g, u)
+        tolerance = 1.1 * np.abs(u) * error[0] + np.abs(g) * error[1] + 16 * EPSILON * np.abs(wanted)
+        assert np.all(np.abs(dense - wanted) <= tolerance + 1e-30)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -298,5 +323,10 @@ def test_other_mistakes_are_refused(library: Path, run: Run) -> None:
     wrong = _inputs(a, w, norm=np.zeros(63, np.float32))
     with pytest.raises(Exception, match=r"'norm' is \(63\), wanted \(64\) fp32"):
         run(library, "MatMulNBits", wrong, attributes=_attributes(w, rms_epsilon=1e-6))
+    with pytest.raises(Exception, match=r"'W' is \(8, 64\), wanted \(N, 64\) fp32 or bf16"):
+        run(library, "MatMul", {"A": a, "W": np.zeros((8, 64), np.float16)})
+    mixed = {"A": a, "W": np.zeros((8, 64), np.float32), "W1": np.zeros((8, 64), ml_dtypes.bfloat16)}
+    with pytest.raises(Exception, match="the matrices are of two types"):
+        run(library, "MatMul", mixed, num_outputs=2)
     with pytest.raises(Exception, match="'bits' is missing"):
         run(library, "MatMulNBits", _inputs(a, w), attributes={"K": 64, "block_size": 32})

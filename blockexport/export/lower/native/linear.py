@@ -8,6 +8,7 @@ from blockexport.export.lower.native.replace import number, only_reader, replace
 
 _STOCK_BIAS_INPUT = 5
 _LAYOUT = ("K", "bits", "block_size")
+_DENSE_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.BFLOAT16})
 
 
 def replace_embeddings(graph: ir.Graph) -> None:
@@ -27,12 +28,20 @@ def _is_linear(node: ir.Node) -> bool:
     """A product with a weight whose rows are outputs, the one layout our operators read."""
     if node.op_type == "MatMulNBits":
         return True
-    weight = node.inputs[1] if node.op_type == "FusedMatMul" else None
+    weight = _dense_weight(node) if node.op_type == "FusedMatMul" else None
     if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
         return False
     usual = {"transA": 0, "transB": 1, "alpha": 1.0, "transBatchA": 0, "transBatchB": 0}
     is_plain = all(number(node, name, 1.0 if name == "alpha" else 0) == value for name, value in usual.items())
-    return is_plain and weight.const_value.dtype == ir.DataType.FLOAT
+    return is_plain and weight.const_value.dtype in _DENSE_TYPES
+
+
+def _dense_weight(node: ir.Node) -> ir.Value | None:
+    """What a product multiplies by: as it is stored, if all that stands between is a cast to fp32."""
+    weight = node.inputs[1]
+    cast = weight.producer() if weight is not None else None
+    is_cast = cast is not None and cast.op_type == "Cast" and number(cast, "to", 0) == ir.DataType.FLOAT
+    return cast.inputs[0] if cast is not None and is_cast else weight
 
 
 def _by_input(nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
@@ -41,7 +50,9 @@ def _by_input(nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
     for node in nodes:
         layout = tuple(number(node, name, 0) for name in _LAYOUT)
         has_zeros = len(node.inputs) > 3 and node.inputs[3] is not None
-        groups.setdefault((id(node.inputs[0]), node.op_type, layout, has_zeros), []).append(node)
+        weight = _weights(node)[0]
+        kind = weight.dtype if weight is not None else None
+        groups.setdefault((id(node.inputs[0]), node.op_type, kind, layout, has_zeros), []).append(node)
     return list(groups.values())
 
 
@@ -94,7 +105,7 @@ def _op_type(node: ir.Node) -> str:
 def _weights(node: ir.Node) -> list[ir.Value | None]:
     """Weight, and for quantised ones scales and, if there are any, zero points."""
     if node.op_type != "MatMulNBits":
-        return [node.inputs[1]]
+        return [_dense_weight(node)]
     return [*node.inputs[1:3], *(zeros for zeros in node.inputs[3:4] if zeros is not None)]
 
 

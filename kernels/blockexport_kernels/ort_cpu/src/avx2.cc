@@ -89,21 +89,30 @@ void dot(const Layout& layout, const Record* records, const Matrix& w, int64_t f
   for (int64_t i = 0; i < count; ++i) y[i] = dot_row(layout, records, w, first + i);
 }
 
-float dense_product(int64_t k, const float* row, const float* w) {
+__m256 eight(const float* at) { return _mm256_loadu_ps(at); }
+
+__m256 eight(const Bf16* at) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+template <typename Weight>
+float dense_product(int64_t k, const float* row, const Weight* w) {
   __m256 totals[4] = {};
   int64_t i = 0;
   for (; i + 32 <= k; i += 32) {
     for (int64_t part = 0; part < 4; ++part) {
       const int64_t at = i + part * 8;
-      totals[part] = _mm256_fmadd_ps(_mm256_loadu_ps(row + at), _mm256_loadu_ps(w + at), totals[part]);
+      totals[part] = _mm256_fmadd_ps(eight(row + at), eight(w + at), totals[part]);
     }
   }
   float rest = 0.0f;
-  for (; i < k; ++i) rest += row[i] * w[i];
+  for (; i < k; ++i) rest += row[i] * widened(w[i]);
   return rest + sum_of(_mm256_add_ps(_mm256_add_ps(totals[0], totals[1]), _mm256_add_ps(totals[2], totals[3])));
 }
 
-void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y, int64_t stride) {
+template <typename Weight>
+void dense_dot(int64_t k, const float* a, int64_t num_rows, const Weight* w, int64_t count, float* y, int64_t stride) {
   for (int64_t n = 0; n < count; ++n) {
     for (int64_t row = 0; row < num_rows; ++row) y[row * stride + n] = dense_product(k, a + row * k, w + n * k);
   }
@@ -113,6 +122,7 @@ void attend(const AttentionTask& task) { attend_with(task, turn_one_by_one); }
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", quantise, dot, nullptr, dense_dot, nullptr, silu_times, rms_norm, rotate, attend};
+const Path kAvx2 = {"avx2",     quantise, dot, nullptr, {dense_dot<float>, nullptr}, {dense_dot<Bf16>, nullptr},
+                    silu_times, rms_norm, rotate, attend};
 
 }  // namespace blockexport

@@ -28,7 +28,15 @@ void attend(const AttentionTask& task) { attend_with(task, turn); }
 
 namespace blockexport {
 
-const Path kAvx512 = {"avx512",  quantise,   avx512::dot, avx512::tiles, avx512::dense_dot, avx512::dense_tiles,
-                      silu_times, rms_norm, rotate, avx512::attend};
+const Path kAvx512 = {"avx512",
+                      quantise,
+                      avx512::dot,
+                      avx512::tiles,
+                      {avx512::dense_dot<float>, avx512::dense_tiles<float>},
+                      {avx512::dense_dot<Bf16>, avx512::dense_tiles<Bf16>},
+                      silu_times,
+                      rms_norm,
+                      rotate,
+                      avx512::attend};
 
 }  // namespace blockexport

@@ -13,8 +13,11 @@ namespace blockexport::avx512 {
 void dot(const Layout& layout, const Record* records, const Matrix& w, int64_t first, int64_t count, float* y);
 void tiles(const Layout& layout, const Panel* panels, int64_t num_rows, const Matrix& w, int64_t first, int64_t count,
            uint8_t* scratch, float* y, int64_t stride);
-void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y, int64_t stride);
-void dense_tiles(int64_t k, const float* panels, int64_t num_rows, const float* w, int64_t count, float* scratch,
+// For weights in fp32 and in bf16.
+template <typename Weight>
+void dense_dot(int64_t k, const float* a, int64_t num_rows, const Weight* w, int64_t count, float* y, int64_t stride);
+template <typename Weight>
+void dense_tiles(int64_t k, const float* panels, int64_t num_rows, const Weight* w, int64_t count, float* scratch,
                  float* y, int64_t stride);
 void attend(const AttentionTask& task);
 

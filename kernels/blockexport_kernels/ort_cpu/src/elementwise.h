@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "layout.h"
+#include "paths.h"
 
 namespace blockexport {
 namespace {
@@ -47,6 +47,9 @@ inline float float_of(int32_t bits) {
   std::memcpy(&out, &bits, 4);
   return out;
 }
+
+inline float widened(float value) { return value; }
+inline float widened(Bf16 value) { return float_of(static_cast<int32_t>(uint32_t{value.bits} << 16)); }
 
 // Adding 1.5 * 2^23 leaves the nearest integer (ties to even) in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;

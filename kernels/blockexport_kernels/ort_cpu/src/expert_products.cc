@@ -13,7 +13,7 @@ constexpr int64_t kNever = INT64_MAX;
 
 }  // namespace
 
-PanelRows DenseExperts::panel_rows() { return {path().dense_tiles ? kManyDenseRows : kNever, kDenseRows}; }
+PanelRows DenseExperts::panel_rows() { return {path().fp32.tiles ? kManyDenseRows : kNever, kDenseRows}; }
 
 void DenseExperts::load(const Context& context, const float* rows, const Grouping& grouping) {
   rows_ = rows;
@@ -24,11 +24,11 @@ void DenseExperts::load(const Context& context, const float* rows, const Groupin
 
 void DenseExperts::multiply(const Group& group, int64_t first, int64_t count, float* y) const {
   const float* w = w_ + (group.expert * n_ + first) * k_;
-  if (!group.many) return path().dense_dot(k_, rows_ + group.row * k_, group.num_rows, w, count, y, count);
+  if (!group.many) return path().fp32.dot(k_, rows_ + group.row * k_, group.num_rows, w, count, y, count);
   thread_local std::vector<Line> memory;
   const float* panels = panels_ + (group.row - first_panel_row_) * k_;
   for (int64_t at = 0; at < count; at += kDenseColumns) {
-    path().dense_tiles(k_, panels, group.num_rows, w + at * k_, std::min(kDenseColumns, count - at),
+    path().fp32.tiles(k_, panels, group.num_rows, w + at * k_, std::min(kDenseColumns, count - at),
                        scratch<float>(memory, dense_scratch(group.num_rows)), y + at, count);
   }
 }

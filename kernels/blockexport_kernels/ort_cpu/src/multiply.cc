@@ -120,6 +120,30 @@ const float* dense_rows(const Rows& rows) {
   return out;
 }
 
+template <typename Weight>
+void multiply_dense(const Context& context, const DensePath<Weight>& loops, const Rows& rows,
+                    const std::vector<DenseProduct>& products, Ending ending, const float* residual) {
+  const int64_t k = rows.k;
+  const bool many = rows.count >= kManyDenseRows && loops.tiles != nullptr;
+  const float* a = many ? dense_panels(context, rows) : dense_rows(rows);
+  std::vector<Pieces> pieces;
+  for (const DenseProduct& product : products) {
+    pieces.push_back(many ? Pieces{product.n, kDenseColumns} : long_pieces(product.n, k * int64_t{sizeof(Weight)}));
+  }
+  for_each_part(context, rows.count, products, pieces, many, ending, residual,
+                [&](const DenseProduct& product, const Part& part, float* y, int64_t stride) {
+                  const Weight* w = static_cast<const Weight*>(product.w) + part.first * k;
+                  if (many) {
+                    thread_local std::vector<Line> memory;
+                    loops.tiles(k, a + part.row * k, part.num_rows, w, part.count,
+                                scratch<float>(memory, dense_scratch(part.num_rows)), y, stride);
+                  } else {
+                    loops.dot(k, a + part.row * k, part.num_rows, w, part.count, y, stride);
+                  }
+                  if (product.bias != nullptr) add(product.bias + part.first, 0, part, y, stride);
+                });
+}
+
 }  // namespace
 
 void multiply(const Context& context, const Layout& layout, const Rows& rows, const std::vector<Product>& products,
@@ -146,28 +170,14 @@ void multiply(const Context& context, const Layout& layout, const Rows& rows, co
                 });
 }
 
-void multiply(const Context& context, const Rows& rows, const std::vector<DenseProduct>& products, Ending ending,
-              const float* residual) {
+void multiply(const Context& context, const Rows& rows, WeightType type, const std::vector<DenseProduct>& products,
+              Ending ending, const float* residual) {
   if (rows.count == 0) return;
-  const int64_t k = rows.k;
-  const bool many = rows.count >= kManyDenseRows && path().dense_tiles != nullptr;
-  const float* a = many ? dense_panels(context, rows) : dense_rows(rows);
-  std::vector<Pieces> pieces;
-  for (const DenseProduct& product : products) {
-    pieces.push_back(many ? Pieces{product.n, kDenseColumns} : long_pieces(product.n, k * int64_t{sizeof(float)}));
+  if (type == WeightType::kBf16) {
+    multiply_dense(context, path().bf16, rows, products, ending, residual);
+  } else {
+    multiply_dense(context, path().fp32, rows, products, ending, residual);
   }
-  for_each_part(context, rows.count, products, pieces, many, ending, residual,
-                [&](const DenseProduct& product, const Part& part, float* y, int64_t stride) {
-                  const float* w = product.w + part.first * k;
-                  if (many) {
-                    thread_local std::vector<Line> memory;
-                    path().dense_tiles(k, a + part.row * k, part.num_rows, w, part.count,
-                                       scratch<float>(memory, dense_scratch(part.num_rows)), y, stride);
-                  } else {
-                    path().dense_dot(k, a + part.row * k, part.num_rows, w, part.count, y, stride);
-                  }
-                  if (product.bias != nullptr) add(product.bias + part.first, 0, part, y, stride);
-                });
 }
 
 }  // namespace blockexport

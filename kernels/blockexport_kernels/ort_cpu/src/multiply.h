@@ -10,9 +10,11 @@ struct Product {
   float* y;
 };
 
-// y = a . w^T (+ bias) with w fp32 (n, k).
+enum class WeightType { kFp32, kBf16 };
+
+// y = a . w^T (+ bias) with w (n, k).
 struct DenseProduct {
-  const float* w;
+  const void* w;
   const float* bias;  // (n) or null
   int64_t n;
   float* y;
@@ -21,7 +23,7 @@ struct DenseProduct {
 // With fewer rows, laying fp32 activations out for tiles costs more than it saves (measured: even at 26, 6 % won at 28).
 constexpr int64_t kManyDenseRows = 28;
 
-// Rows of activations transposed for Path::dense_tiles: (k, kDenseRows) each. The memory belongs to the calling thread
+// Rows of activations transposed for DensePath::tiles: (k, kDenseRows) each. The memory belongs to the calling thread
 // and is good until its next call.
 const float* dense_panels(const Context& context, const Rows& rows);
 
@@ -31,10 +33,10 @@ enum class Ending {
   kGated,     // there are two, and y of the first becomes silu(first) * second; y of the second is not used
 };
 
-// Multiplies rows by each matrix.
+// Multiplies rows by each matrix; dense ones are all of one type.
 void multiply(const Context& context, const Layout& layout, const Rows& rows, const std::vector<Product>& products,
               Ending ending = Ending::kNone, const float* residual = nullptr);
-void multiply(const Context& context, const Rows& rows, const std::vector<DenseProduct>& products,
+void multiply(const Context& context, const Rows& rows, WeightType type, const std::vector<DenseProduct>& products,
               Ending ending = Ending::kNone, const float* residual = nullptr);
 
 }  // namespace blockexport

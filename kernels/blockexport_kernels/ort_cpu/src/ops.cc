@@ -124,7 +124,7 @@ struct MatMulNBits final : Kernel {
   }
 };
 
-// MatMul(A, W, ...) -> Y, ... with W (N, K) fp32 as a checkpoint stores a linear layer; see Inputs.
+// MatMul(A, W, ...) -> Y, ... with W (N, K) as a checkpoint stores a linear layer, all fp32 or all bf16; see Inputs.
 struct MatMul final : Kernel {
   static constexpr const char* kName = "MatMul";
   Inputs inputs;
@@ -135,17 +135,21 @@ struct MatMul final : Kernel {
     const Tensor a = context.input(0);
     std::vector<DenseProduct> products(inputs.num_products(context, 1));
     const int64_t k = a.shape.empty() ? 0 : a.shape.back();
+    int type = ort::kAny;
     size_t at = 1;
     for (size_t i = 0; i < products.size(); ++i, at += size_t{1} + inputs.has_bias) {
       const Tensor w = context.input(at);
-      expect(w.type == ort::kFloat && w.shape.size() == 2 && w.shape[1] == k, kName, "W", w,
-             "(N, " + std::to_string(k) + ") fp32, K as in A " + text_of(a.shape));
+      if (i == 0) type = w.type;
+      expect((w.type == ort::kFloat || w.type == ort::kBfloat16) && w.shape.size() == 2 && w.shape[1] == k, kName, "W",
+             w, "(N, " + std::to_string(k) + ") fp32 or bf16, K as in A " + text_of(a.shape));
+      if (w.type != type) refuse(kName, "the matrices are of two types, wanted all fp32 or all bf16");
       const int64_t n = w.shape[0];
-      products[i] = {w.floats(), inputs.bias(context, at + 1, n), n, inputs.output(context, a, i, n)};
+      products[i] = {w.data, inputs.bias(context, at + 1, n), n, inputs.output(context, a, i, n)};
     }
     if (inputs.is_gated) inputs.check_gated(products[0].n, products[1].n);
     const float* residual = inputs.residual(context, a, products[0].n);
-    multiply(context, inputs.rows(context, a, k), products, inputs.ending(), residual);
+    const WeightType weights = type == ort::kBfloat16 ? WeightType::kBf16 : WeightType::kFp32;
+    multiply(context, inputs.rows(context, a, k), weights, products, inputs.ending(), residual);
   }
 };
 

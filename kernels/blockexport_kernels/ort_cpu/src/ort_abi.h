@@ -64,7 +64,7 @@ using KernelContext_ParallelFor =
 
 constexpr int kInvalidArgument = 2;  // OrtErrorCode
 
-enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7 };
+enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kBfloat16 = 16 };
 enum Arity : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
 // OrtCustomOp as of version 17, in its order. ONNX Runtime reads `version` to know where it ends.

@@ -5,12 +5,29 @@
 
 namespace blockexport {
 
+// The upper half of the bits of an fp32 number.
+struct Bf16 {
+  uint16_t bits;
+};
+
 constexpr int kDenseRows = 32;       // of activations, in a panel
 constexpr int64_t kDenseColumns = 48;  // of the product, in a task
 
 constexpr int64_t dense_scratch(int64_t num_rows) {
   return kDenseColumns * ((num_rows + kDenseRows - 1) / kDenseRows * kDenseRows);
 }
+
+// Products with weights (count, k) of one type, without bias; all arithmetic is fp32.
+template <typename Weight>
+struct DensePath {
+  // y[r * stride + n] = a[r] . w[n], for few rows of activations.
+  void (*dot)(int64_t k, const float* a, int64_t num_rows, const Weight* w, int64_t count, float* y, int64_t stride);
+
+  // The same for many rows, count <= kDenseColumns. Panels are (k, kDenseRows) each, one behind the other; scratch has
+  // dense_scratch(num_rows). Null: `dot` is used.
+  void (*tiles)(int64_t k, const float* panels, int64_t num_rows, const Weight* w, int64_t count, float* scratch,
+                float* y, int64_t stride);
+};
 
 struct Path {
   const char* name;
@@ -27,12 +44,8 @@ struct Path {
   void (*tiles)(const Layout& layout, const Panel* panels, int64_t num_rows, const Matrix& w, int64_t first,
                 int64_t count, uint8_t* scratch, float* y, int64_t stride);
 
-  // The same two for fp32 weights (count, k), without bias: for few rows, and for many, count <= kDenseColumns. Panels are
-  // (k, kDenseRows) each, one behind the other; scratch has dense_scratch(num_rows).
-  void (*dense_dot)(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y,
-                    int64_t stride);
-  void (*dense_tiles)(int64_t k, const float* panels, int64_t num_rows, const float* w, int64_t count, float* scratch,
-                      float* y, int64_t stride);
+  DensePath<float> fp32;
+  DensePath<Bf16> bf16;
 
   // gate = silu(gate) * up
   void (*silu_times)(float* gate, const float* up, int64_t count);

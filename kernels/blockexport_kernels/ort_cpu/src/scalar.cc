@@ -37,11 +37,12 @@ void dot(const Layout& layout, const Record* records, const Matrix& w, int64_t f
   }
 }
 
-void dense_dot(int64_t k, const float* a, int64_t num_rows, const float* w, int64_t count, float* y, int64_t stride) {
+template <typename Weight>
+void dense_dot(int64_t k, const float* a, int64_t num_rows, const Weight* w, int64_t count, float* y, int64_t stride) {
   for (int64_t row = 0; row < num_rows; ++row) {
     for (int64_t n = 0; n < count; ++n) {
       float total = 0.0f;
-      for (int64_t i = 0; i < k; ++i) total += a[row * k + i] * w[n * k + i];
+      for (int64_t i = 0; i < k; ++i) total += a[row * k + i] * widened(w[n * k + i]);
       y[row * stride + n] = total;
     }
   }
@@ -51,6 +52,7 @@ void attend(const AttentionTask& task) { attend_with(task, turn_one_by_one); }
 
 }  // namespace
 
-const Path kScalar = {"scalar", quantise, dot, nullptr, dense_dot, nullptr, silu_times, rms_norm, rotate, attend};
+const Path kScalar = {"scalar",   quantise, dot, nullptr, {dense_dot<float>, nullptr}, {dense_dot<Bf16>, nullptr},
+                      silu_times, rms_norm, rotate, attend};
 
 }  // namespace blockexport
