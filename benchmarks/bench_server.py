@@ -195,7 +195,7 @@ def main() -> None:
                     row |= under_load(server, workload, prompts, load_, ladder)
                     result["rows"].append(row)
                     print(json.dumps(row), flush=True)
-    with serving(args.bundle, args.port, *options) as server:
+    with serving(args.bundle, args.port, "--policy", "full-depth", *options) as server:
         result["one_stream"] = one_stream(server, runtime, prompts[0], args.stream_rounds, MAX_NEW)
         print(result["one_stream"], flush=True)
     with serving(args.bundle, args.port, "--max-rows", "16", "--max-waiting", str(2 * args.streams)) as server:
