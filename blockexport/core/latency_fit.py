@@ -132,10 +132,10 @@ class PhaseFit(BaseModel):
     def basis(self) -> str:
         """What predictions rest on, for people."""
         error = self.held_out_error_p95
-        checked = "too few points to hold any out" if error is None else f"{error:.1%} off at p95 of held-out points"
-        if self.table is None:
-            return f"coefficients, {checked}"
-        return f"table of medians; coefficients would be a line over depth ({checked})"
+        checked = (
+            "with too few points to hold any out" if error is None else f"{error:.1%} off at p95 of held-out points"
+        )
+        return f"coefficients, {checked}" if self.table is None else f"a table of medians (coefficients, {checked})"
 
     def at(self, phase: Phase, depth: int, batch: int, new_tokens: float, kv_tokens: float) -> float:
         """Milliseconds for a shape of this phase, by the table where there is one."""

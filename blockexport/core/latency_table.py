@@ -71,7 +71,7 @@ class PhaseTable(BaseModel):
         return {depth: tuple(c for c in ordered if c.depth == depth) for depth in {c.depth for c in ordered}}
 
     def at(self, depth: int, batch: float, tokens: float) -> float:
-        """Milliseconds of one level; between measured batch sizes what lies between.
+        """Milliseconds of one level; between measured batch sizes what lies between, beyond them in proportion.
 
         Raises:
             ProfileError: no level has this depth: a table knows nothing of depths that nobody measured.
@@ -84,4 +84,6 @@ class PhaseTable(BaseModel):
         times = [curve.at(tokens) for curve in curves]
         # Noise may let a larger batch seem cheaper.
         rising = [max(times[: number + 1]) for number in range(len(times))]
-        return interpolate([curve.batch for curve in curves], rising, batch)
+        batches = [curve.batch for curve in curves]
+        # Rows together take no longer than one after the other.
+        return interpolate(batches, rising, min(batch, batches[-1])) * max(1.0, batch / batches[-1])

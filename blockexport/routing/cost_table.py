@@ -44,10 +44,11 @@ class CostTable:
         return cls(tuple(batches), tuple(_row(table, batch) for batch in batches))
 
     def line(self, batch: float, tokens: float) -> Line:
-        """The line at a batch size and a number of tokens per row."""
+        """The line at a batch size and a number of tokens per row; beyond measured batches in proportion."""
         lines = [row.at(tokens) for row in self.rows]
         fixed, slopes = zip(*lines, strict=True)
-        return _rising(self.batches, fixed, batch), _rising(self.batches, slopes, batch)
+        known, beyond = min(batch, self.batches[-1]), max(1.0, batch / self.batches[-1])
+        return beyond * _rising(self.batches, fixed, known), beyond * _rising(self.batches, slopes, known)
 
 
 def _row(table: PhaseTable, batch: int) -> _Row:

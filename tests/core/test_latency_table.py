@@ -22,6 +22,7 @@ def test_between_knots_lies_a_line_that_goes_on_beyond_the_last() -> None:
 def test_a_shape_lies_between_its_lengths_and_batches() -> None:
     assert TABLE.at(4, 1, 40) == pytest.approx(3.5)
     assert TABLE.at(4, 2, 16) == pytest.approx(2 + 2 / 3)
+    assert TABLE.at(4, 6, 16) == pytest.approx(6.0)
 
 
 def test_a_larger_batch_is_not_cheaper() -> None:

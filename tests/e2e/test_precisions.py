@@ -25,6 +25,8 @@ LADDER = DepthLadder.from_masks([DepthMask.from_kept(kept, NUM_BLOCKS) for kept 
 BF16, INT4 = Precision.parse("bf16"), Precision.parse("int4g16")
 # fp32 rounding shows as some 2e-6 here; what rounding to bf16 changes is checked to be far above.
 TOLERANCE = 2e-5
+# Tensors this small lie in the graphs.
+MAX_INLINE_BYTES = 64
 
 pytestmark = pytest.mark.slow
 
@@ -81,9 +83,11 @@ def test_bf16_halves_the_weight_file(tmp_path: Path) -> None:
     bx.build(model, LADDER, out=tmp_path / "bundle", options=BuildOptions(precision=BF16))
     stored = read_locations(tmp_path / "bundle" / "weights.safetensors")
     for name, parameter in model.module.named_parameters():
-        size_bytes = stored[f"{name}.bf16" if parameter.ndim == 2 else name].size_bytes
-        assert size_bytes == parameter.numel() * (2 if parameter.ndim == 2 else 4)
-        assert (name in stored) == (parameter.ndim != 2)
+        if parameter.ndim == 2:
+            assert stored[f"{name}.bf16"].size_bytes == 2 * parameter.numel()
+            assert name not in stored
+        elif parameter.nbytes > MAX_INLINE_BYTES:
+            assert stored[name].size_bytes == 4 * parameter.numel()
 
 
 def test_each_level_has_the_precision_that_was_asked_for(tmp_path: Path) -> None:

@@ -58,6 +58,15 @@ def test_the_reference_has_the_rows_where_the_checkpoint_has_them() -> None:
     np.testing.assert_array_equal(in_turn.reshape(in_halves.shape), in_halves)
 
 
+def test_in_bf16_experts_and_routers_stay_and_all_other_matrices_are_rounded() -> None:
+    model = wrap_module(tiny_model("olmoe", NUM_BLOCKS))
+    graph = quantise_graph(lower(trace(model)), Precision.parse("bf16"))
+    left = {name for name, weight in model.module.named_parameters() if weight.ndim > 1} - set(graph.matrices)
+    assert len(left) == 3 * NUM_BLOCKS
+    assert all(".experts." in name or name.endswith("mlp.gate.weight") for name in left)
+    assert [node.op_type for node in graph.model.graph].count("MoE") == NUM_BLOCKS
+
+
 def test_rounding_activations_leaves_no_trace() -> None:
     model, graph = _quantised()
     experts = model.module.get_submodule("model.layers.0.mlp.experts")

@@ -282,6 +282,6 @@ def test_a_missing_matplotlib_names_the_extra(write_bundle, tmp_path, monkeypatc
     assert not (tmp_path / "report.html").exists()
 
 
-def test_two_reports_of_one_bundle_are_the_same(complete, tmp_path):
+def test_two_reports_of_one_bundle_are_the_same(complete, switching, tmp_path):
     folder, html = complete
-    assert write_report(folder, tmp_path / "again.html").read_text(encoding="utf-8") == html
+    assert write_report(folder, tmp_path / "again.html", switching=switching).read_text(encoding="utf-8") == html

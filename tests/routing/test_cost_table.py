@@ -20,7 +20,7 @@ TABLE = PhaseTable(
 COSTS = StepCosts((0.0,) * 5 + (1e-5,), (0.0,) * 5, CostTable.of(TABLE), CostTable.of(TABLE))
 
 
-@given(batch=st.floats(1, 4), tokens=st.floats(16, 256))
+@given(batch=st.floats(1, 9), tokens=st.floats(16, 256))
 def test_no_level_lies_above_the_line(batch: float, tokens: float) -> None:
     fixed, slope = COSTS.decode_line(batch, batch * tokens)
     assert fixed >= 0 < slope
@@ -48,4 +48,5 @@ def test_a_filled_cache_adds_to_a_prompt_what_the_coefficients_say() -> None:
 
 def test_one_level_is_its_own_line() -> None:
     table = PhaseTable(curves=(Curve(depth=8, batch=1, tokens=(1,), ms=(3.0,)),))
-    assert CostTable.of(table).line(2, 9) == (3.0, 0.0)
+    assert CostTable.of(table).line(1, 9) == (3.0, 0.0)
+    assert CostTable.of(table).line(2, 9) == (6.0, 0.0)

@@ -55,7 +55,7 @@ class Caller:
 
 def _runtime(bundle: Path) -> Runtime:
     runtime = load(bundle, threads=1, verify=False)
-    phases = {name: SimpleNamespace(coefficients=values) for name, values in COEFFICIENTS.items()}
+    phases = {name: SimpleNamespace(coefficients=values, table=None) for name, values in COEFFICIENTS.items()}
     runtime.__dict__["profile"] = SimpleNamespace(fit=SimpleNamespace(phase=phases.__getitem__))
     return runtime
 
