@@ -12,8 +12,8 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ def neighbour(on_s: float = 2.0, off_s: float = 4.0) -> Iterator[None]:
         process.join()
 
 
+NOISES: dict[str, Callable[[], AbstractContextManager[None]]] = {"quiet": nullcontext, "noisy neighbour": neighbour}
+
+
 def summarise(asked: Sequence[Asked], ladder: Ladder) -> dict[str, Any]:
     """The figures of one run; what was shed, late or refused counts as not in time."""
     worth = dict(zip(ladder.names, ladder.worth[None], strict=True))
@@ -110,7 +113,7 @@ async def _stream(url: str, prompt: Sequence[int], rounds: int, num_new: int) ->
         found = []
         for _ in range(rounds):
             one = await ask(client, prompt, num_new)
-            found.append((one.token_ms[-1] - one.sent_ms - one.told["ttft_ms"]) / (num_new - 1))
+            found.append((one.token_ms[-1] - one.token_ms[0]) / (num_new - 1))
         return found
 
 
@@ -173,23 +176,31 @@ def main() -> None:
     parser.add_argument(
         "--policy", action="append", help="several times; ours, slackfit and all fixed ones when left out"
     )
+    parser.add_argument("--noises", nargs="+", choices=list(NOISES), default=list(NOISES))
     parser.add_argument("--stream-rounds", type=int, default=20)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--soak-s", type=float, default=300.0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the engine: server, client and engine share the processors"
+    )
+    parser.add_argument("--trace", type=Path, help="folder for a trace of decisions of each policy and noise")
     parser.add_argument("--port", type=int, default=18431)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
-    runtime = load(args.bundle)
+    runtime = load(args.bundle, threads=args.threads)
     ladder = Ladder.of(runtime.levels)
     workload = workload_of(runtime, args.requests, args.seed)
     rng = np.random.default_rng(args.seed)
     prompts = [rng.integers(1, runtime.spec.vocab_size, size).tolist() for size in workload.prompt_tokens]
     result: dict[str, Any] = {"before": describe(), "requests": args.requests, "max_rows": MAX_ROWS, "alpha": ALPHA}
+    result["threads"] = args.threads
     result["rows"] = []
-    options = ("--max-rows", str(MAX_ROWS), "--alpha", str(ALPHA))
+    threads = ("--threads", str(args.threads))
+    options = (*threads, "--max-rows", str(MAX_ROWS), "--alpha", str(ALPHA))
     for policy in args.policy or ["priced", "slackfit", *(f"fixed:{name}" for name in ladder.names)]:
-        for noise, noisy in (("quiet", nullcontext), ("noisy neighbour", neighbour)):
-            with serving(args.bundle, args.port, "--policy", policy, *options) as server, noisy():
+        for noise in args.noises:
+            traced = ("--trace", str(args.trace / f"{policy}-{noise}.jsonl")) if args.trace else ()
+            with serving(args.bundle, args.port, "--policy", policy, *options, *traced) as server, NOISES[noise]():
                 for load_ in args.loads:
                     row = {"policy": policy, "noise": noise, "load": load_}
                     row |= under_load(server, workload, prompts, load_, ladder)
@@ -198,7 +209,9 @@ def main() -> None:
     with serving(args.bundle, args.port, "--policy", "full-depth", *options) as server:
         result["one_stream"] = one_stream(server, runtime, prompts[0], args.stream_rounds, MAX_NEW)
         print(result["one_stream"], flush=True)
-    with serving(args.bundle, args.port, "--max-rows", "16", "--max-waiting", str(2 * args.streams)) as server:
+    with serving(
+        args.bundle, args.port, *threads, "--max-rows", "16", "--max-waiting", str(2 * args.streams)
+    ) as server:
         result["soak"] = asyncio.run(_soak(server.url, prompts, args.streams, args.soak_s, server))
         print(result["soak"], flush=True)
     result["after"] = describe()

@@ -17,6 +17,7 @@ from blockexport.routing.online_latency import OnlineLatency
 from blockexport.routing.quantile import Coverage
 from blockexport.routing.step import BatchState, StepPlan, StepPolicy
 from blockexport.routing.ticket import Ticket
+from blockexport.serving.promises import Promises
 from blockexport.serving.scheduler import Outcome, Scheduler
 from blockexport.serving.simulated import SimulatedEngine, VirtualClock
 
@@ -84,12 +85,16 @@ class Run:
         spent_ns: of each decision.
         coverage: of the bounds on blocks of steps.
         followed: after each step: engine time so far, estimate of the slowdown, truth.
+        predicted_ms: of each request whose turn came, by number: what it was told then.
+        promises: how the bounds of requests have held.
     """
 
     tickets: list[tuple[Ticket, Outcome]] = field(default_factory=list)
     spent_ns: list[int] = field(default_factory=list)
     coverage: Coverage = field(default_factory=Coverage)
     followed: list[tuple[float, float, float]] = field(default_factory=list)
+    predicted_ms: dict[int, float] = field(default_factory=dict)
+    promises: Coverage = field(default_factory=Coverage)
 
 
 def simulate(
@@ -145,9 +150,22 @@ def simulate(
         lengths,
         clock=clock,
         max_rows=max_rows,
-        on_end=lambda ticket, outcome: run.tickets.append((ticket, outcome)),
-        on_plan=on_plan,
+        on_end=lambda ticket, outcome: end(ticket, outcome),
+        on_plan=lambda plan: promise(plan),
     )
+    promises = Promises(ladder, latency, lengths, latency.alpha)
+    run.promises = promises.coverage
+
+    def promise(plan: StepPlan) -> None:
+        number = plan.tickets[0].number
+        if plan.kind == "prefill" and number not in run.predicted_ms:
+            run.predicted_ms[number] = promises.make(plan, scheduler.running, clock.now_ms).predicted_ms
+        on_plan(plan)
+
+    def end(ticket: Ticket, outcome: Outcome) -> None:
+        promises.keep(ticket, clock.now_ms, is_whole=outcome == "served")
+        run.tickets.append((ticket, outcome))
+
     prompts, longest = workload.prompt_tokens.tolist(), workload.max_new_tokens.tolist()
     is_busy, busy_ms = False, 0.0
     while is_busy or coming < len(workload):
@@ -192,7 +210,15 @@ def summarise(run: Run, workload: Workload, ladder: Ladder) -> dict[str, Any]:
             "worst_minute": run.coverage.worst_minute,
         },
         "recovery_ms": recovery_ms(run),
+        "predicted_to_observed_median_error": _prediction_error(run, served),
+        "promise_coverage": run.promises.overall,
     }
+
+
+def _prediction_error(run: Run, served: list[Ticket]) -> float | None:
+    """Of what requests were told when their turn came, against what they met."""
+    errors = [abs(run.predicted_ms[t.number] / (t.last_ms - t.arrived_ms) - 1) for t in served]
+    return median(errors) if errors else None
 
 
 def _mean_depth(served: list[Ticket], ladder: Ladder) -> float | None:

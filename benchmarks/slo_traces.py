@@ -71,8 +71,8 @@ def synthesise(num_requests: int, seed: int) -> tuple[Any, Any, Any]:
     return np.cumsum(gaps[:num_requests]), prompt, new
 
 
-def work_ms(costs: StepCosts, depth: int, rows: int, prompt: Any, new: Any) -> Any:
-    """Engine time of each request at a depth, its decode steps shared with `rows - 1` others as long as itself."""
+def work_ms(costs: StepCosts, depth: int, rows: int, prompt: int, new: int) -> float:
+    """Engine time of a request at a depth, its decode steps shared with `rows - 1` others as long as itself."""
     fixed, slope = costs.prefill_line(prompt)
     step_fixed, step_slope = costs.decode_line(rows, rows * (prompt + new / 2))
     return fixed + depth * slope + (new - 1) * (step_fixed + depth * step_slope) / rows
@@ -83,9 +83,13 @@ def prepare(
 ) -> Workload:
     """A workload at a load of 1: arrivals stretched so that full depth in full batches takes just as long."""
     seconds, prompt, new = raw
-    span_ms = float(work_ms(costs, depth, max_rows, prompt, new).sum())
+
+    def work(rows: int) -> Any:
+        return np.array([work_ms(costs, depth, rows, *size) for size in zip(prompt, new, strict=True)])
+
+    span_ms = float(work(max_rows).sum())
     factors = np.random.default_rng(seed).choice(FACTORS, len(prompt))
-    budgets = factors * work_ms(costs, depth, 1, prompt, new) + CONSTANT_MS
+    budgets = factors * work(1) + CONSTANT_MS
     contracts = [Contract(LatencyBudget(e2e_ms=float(budget)), on_miss="error") for budget in budgets]
     max_new = 2 ** np.ceil(np.log2(new)).astype(int)
     return Workload(name, seconds * (span_ms / seconds[-1]), prompt, new, max_new, contracts)

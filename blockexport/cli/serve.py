@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from blockexport.cli.options import BundleArgument, ThreadsOption
+from blockexport.cli.options import BundleArgument, ThreadsOption, require_file_place
 from blockexport.cli.verb import JsonFlag, Result, current_output, verb
 
 
@@ -36,6 +36,9 @@ def serve(
     request_timeout_s: Annotated[float, typer.Option(min=1, help="Longest time of an answer.")] = 600.0,
     drain_timeout_s: Annotated[float, typer.Option(min=0, help="What running answers get when told to stop.")] = 30.0,
     threads: ThreadsOption = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="File to add every decision and what came of it to, as JSON lines.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Result:
     """Serve a bundle over HTTP until told to stop.
@@ -70,6 +73,7 @@ def serve(
             max_waiting=max_waiting,
             max_stall_ms=max_stall_ms,
             alpha=alpha,
+            trace=None if trace is None else require_file_place(trace),
         )
     else:
         runtime.warm_up()

@@ -42,13 +42,14 @@ def profile(
         ProfileError: the limit ended before each phase was measured.
     """
     host, manifest, vision = HostFingerprint.detect(), runtime.bundle.manifest, runtime.engines.vision
+    threads = runtime.engines.threads or host.num_cpus
 
     def measured(engines: Engines, levels: Sequence[LevelEntry], limit_s: float | None) -> LatencyProfile:
         return measure(
             RuntimeWorkload(engines, engines.spec, [(level.name, level.depth) for level in levels]),
             bundle_digest=manifest.digest,
             host=host,
-            threads=runtime.engines.threads or host.num_cpus,
+            threads=threads,
             levels_alike=len({level.precision for level in levels}) == 1,
             quick=quick,
             time_limit_s=limit_s,
@@ -62,20 +63,30 @@ def profile(
         side = measured(vision, manifest.vision.levels, _VISION_SHARE * limit_s)
         decoder = measured(runtime.engines, manifest.levels, (1 - _VISION_SHARE) * limit_s)
         found = decoder.model_copy(update={"vision": side})
-    runtime.bundle.write_profile(host.key, found.to_json())
+    runtime.bundle.write_profile(_key(host, threads), found.to_json())
     return found
 
 
-def stored_profile(bundle: Bundle) -> LatencyProfile:
+def _key(host: HostFingerprint, threads: int) -> str:
+    """File name of a profile: fewer threads than there are processors are another host, as far as time goes."""
+    return host.key if threads == host.num_cpus else f"{host.key}-{threads}"
+
+
+def stored_profile(bundle: Bundle, threads: int = 0) -> LatencyProfile:
     """What `profile` kept for this host.
+
+    Args:
+        bundle: where it lies.
+        threads: of the engines; 0 for as many as there are processors.
 
     Raises:
         ProfileError: this host was not profiled, or the host or bundle has changed since.
     """
     host = HostFingerprint.detect()
-    stored = bundle.read_profiles().get(host.key)
+    stored = bundle.read_profiles().get(_key(host, threads or host.num_cpus))
     if stored is None:
-        msg = f"no latency profile of this host in {bundle.folder.name}; run `blockexport profile` on it first"
+        option = f" --threads {threads}" if threads else ""
+        msg = f"no latency profile of this host in {bundle.folder.name}; run `blockexport profile{option}` on it first"
         raise ProfileError(msg)
     profile = LatencyProfile.from_json(stored)
     if profile.bundle_digest != bundle.manifest.digest:

@@ -97,12 +97,12 @@ class Runtime:
 
     @cached_property
     def profile(self) -> LatencyProfile:
-        """The latency profile of this host.
+        """The latency profile of this host, with as many threads.
 
         Raises:
             ProfileError: this host was not profiled, or the host or bundle has changed since.
         """
-        return stored_profile(self.bundle)
+        return stored_profile(self.bundle, self.engines.threads)
 
     def plan(
         self,

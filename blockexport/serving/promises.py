@@ -13,7 +13,7 @@ from blockexport.routing.ticket import Ticket
 from blockexport.serving.service import Promise
 
 _RATE = 0.05
-_FIRST_QUANTILE = math.log(1.5)
+_FIRST_QUANTILE = math.log(2.0)
 _BROKEN = math.log(2.0)
 """Score of a request that was promised a bound and ended before its own end."""
 

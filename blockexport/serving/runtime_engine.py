@@ -73,8 +73,8 @@ class RuntimeEngine:
         end = first + num_tokens
         joining = None if answer.image_tokens is None else answer.image_tokens.within(0, first, end)
         inputs = StepInputs.following(np.array([answer.tokens[first:end]], np.int64), np.array([first]), joining)
-        logits = self._run(level, lambda: self.cache.prompting(level, row).step(inputs), (1, 1))
-        answer.logits = logits[0, 0].copy()
+        logits, _ = self._run(level, lambda: self.cache.prompting(level, row).step(inputs), (1, 1))
+        answer.logits = logits[0].copy()
 
     def begin(self, ticket: Ticket, /) -> bool:
         """Hand out the first token of a prompt; whether the answer ends with it."""
@@ -94,11 +94,11 @@ class RuntimeEngine:
         inputs, bound = self._prepared(level, first, answers)
         for taken in range(1, num_steps + 1):
             try:
-                logits = self._run(level, lambda: bound.step(inputs), (len(answers), 1))[:, 0]
+                logits, likeliest = self._run(level, lambda: bound.step(inputs), (len(answers), 1))
             except EngineFaultError as error:
                 error.steps_taken = taken - 1
                 raise
-            ended = self._hand_out(rows, logits, level)
+            ended = _hand_out(rows, logits, likeliest.tolist(), level)
             if ended or taken == num_steps or self._has_news():
                 return taken, ended
             _set(inputs, answers)
@@ -124,21 +124,27 @@ class RuntimeEngine:
             except Exception as error:
                 raise EngineFaultError(level, f"its pictures could not be read: {error}") from error
 
-    def _run(self, level: int, step: Callable[[], NDArray[np.float32]], shape: tuple[int, int]) -> NDArray[np.float32]:
-        """One call of an engine; logits (rows, 1, vocab), of which it is sure that they can be drawn from."""
+    def _run(
+        self, level: int, step: Callable[[], NDArray[np.float32]], shape: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """One call of an engine; logits (rows, vocab) that can be drawn from for sure, and the likeliest tokens."""
         name = self._engines.names[level]
         try:
-            with self._watchdog.watch(self._engines.decoder(name)):
-                logits = step()
+            self._watchdog.begin(self._engines.decoder(name))
+            logits = step()
         except Exception as error:
             # Engines raise whatever they like, and so do the drivers below them.
             raise EngineFaultError(level, f"{name}: {' '.join(str(error).split())}") from error
+        finally:
+            self._watchdog.end()
         if logits.shape != (*shape, self._engines.spec.vocab_size):
             raise EngineFaultError(level, f"{name} gave logits {logits.shape}, not {(*shape, '...')}")
-        # The greatest of a row is NaN if any is: one number tells for all of them.
-        if not np.isfinite(logits.max(-1)).all():
+        logits = logits[:, 0]
+        likeliest = logits.argmax(-1)
+        # The greatest of a row is the first NaN if there is one: one number tells for all of them.
+        if not np.isfinite(logits[np.arange(len(logits)), likeliest]).all():
             raise EngineFaultError(level, f"{name} gave logits that are no numbers")
-        return logits
+        return logits, likeliest
 
     def _neighbours(self, tickets: Sequence[Ticket]) -> int:
         """Bring the rows of requests side by side; the first of them."""
@@ -168,15 +174,18 @@ class RuntimeEngine:
         _set(inputs, answers)
         return inputs, bound
 
-    def _hand_out(self, rows: Sequence[tuple[Ticket, Answer]], logits: NDArray[np.float32], level: int) -> list[Ticket]:
-        likeliest = logits.argmax(-1).tolist()
-        ended = []
-        for index, (ticket, answer) in enumerate(rows):
-            is_greedy = answer.sampling.temperature == 0
-            is_over = answer.accept(likeliest[index], level) if is_greedy else answer.take(logits[index], level)
-            if is_over:
-                ended.append(ticket)
-        return ended
+
+def _hand_out(
+    rows: Sequence[tuple[Ticket, Answer]], logits: NDArray[np.float32], likeliest: Sequence[int], level: int
+) -> list[Ticket]:
+    """Give each request its token; those that end with it."""
+    ended = []
+    for index, (ticket, answer) in enumerate(rows):
+        is_greedy = answer.sampling.temperature == 0
+        is_over = answer.accept(likeliest[index], level) if is_greedy else answer.take(logits[index], level)
+        if is_over:
+            ended.append(ticket)
+    return ended
 
 
 def _set(inputs: StepInputs, answers: Sequence[Answer]) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from blockexport.core.model import ModelSpec
@@ -27,6 +28,7 @@ from blockexport.serving.promises import Promises
 from blockexport.serving.runtime_engine import RuntimeEngine
 from blockexport.serving.scheduler import Scheduler
 from blockexport.serving.service import Ending, GenerationRequest, Listener, Outcome, Result
+from blockexport.serving.trace import RanStep, TraceFile
 
 _log = logging.getLogger(__name__)
 _FIRST_QUANTILE = 0.1
@@ -72,6 +74,7 @@ class RuntimeService:
         alpha: share of requests that may take longer than the bound they are promised.
         hang_s: longest that one call of an engine may take.
         on_plan: told of each decision, in the service's thread.
+        trace: file to which decisions go, and what came of them; closed with the service.
 
     Raises:
         ConfigError: no such policy.
@@ -89,6 +92,7 @@ class RuntimeService:
         alpha: float = 0.05,
         hang_s: float = 30.0,
         on_plan: Callable[[StepPlan], None] = lambda _plan: None,
+        trace: Path | None = None,
     ) -> None:
         self._runtime = runtime
         self.ladder = Ladder.of(runtime.levels)
@@ -101,6 +105,7 @@ class RuntimeService:
         self._news = threading.Condition()
         self._engine = RuntimeEngine(runtime.engines, max_rows, lambda: bool(self._inbox), hang_s=hang_s)
         self._on_plan = on_plan
+        self._trace = None if trace is None else TraceFile(trace, self.ladder)
         self._scheduler = Scheduler(
             self._engine,
             resolve_step_policy(policy, self.ladder),
@@ -113,6 +118,7 @@ class RuntimeService:
             max_stall_ms=max_stall_ms,
             on_end=self._ended,
             on_plan=self._planned,
+            on_ran=self._ran,
         )
         self._requests: dict[int, _Request] = {}
         self._is_draining = self._is_closed = False
@@ -217,6 +223,8 @@ class RuntimeService:
         self._post(stop)
         self._thread.join()
         self._engine.close()
+        if self._trace is not None:
+            self._trace.close()
 
     def _post(self, call: Callable[[], None]) -> None:
         with self._news:
@@ -278,11 +286,20 @@ class RuntimeService:
 
     def _planned(self, plan: StepPlan) -> None:
         self._on_plan(plan)
+        if self._trace is not None:
+            self._trace.decided(plan, len(self._scheduler.running), len(self._scheduler.waiting))
         ticket = plan.tickets[0]
         if plan.kind == "prefill" and not ticket.is_promised:
             ticket.is_promised = True
             entry = self._requests[ticket.number]
-            entry.listener.on_promise(self.promises.make(plan, self._scheduler.running, now_ms()))
+            promise = self.promises.make(plan, self._scheduler.running, now_ms())
+            if self._trace is not None:
+                self._trace.promised(ticket, promise)
+            entry.listener.on_promise(promise)
+
+    def _ran(self, step: RanStep) -> None:
+        if self._trace is not None:
+            self._trace.ran(step)
 
     def _ended(self, ticket: Ticket, outcome: Outcome) -> None:
         entry = self._requests.pop(ticket.number, None)
@@ -306,6 +323,8 @@ class RuntimeService:
             reason=reason,
             retry_after_ms=retry_after_ms,
         )
+        if self._trace is not None:
+            self._trace.ended(entry.ticket, ending)
         entry.listener.on_end(ending)
 
 

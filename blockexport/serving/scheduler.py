@@ -18,6 +18,7 @@ from blockexport.serving.earnings import Earnings
 from blockexport.serving.engine import StepEngine
 from blockexport.serving.service import Outcome
 from blockexport.serving.step_runner import StepRunner
+from blockexport.serving.trace import RanStep
 
 _MOST_FAULTS = 32
 """Faults of a request without a token in between, after which it is given up."""
@@ -40,6 +41,7 @@ class Scheduler:
             whole prompts.
         on_end: told of each request that ends, however it does.
         on_plan: told of each decision before it is carried out.
+        on_ran: told of each step after it.
 
     Attributes:
         breakers: of the levels.
@@ -62,6 +64,7 @@ class Scheduler:
         max_stall_ms: float | None = None,
         on_end: Callable[[Ticket, Outcome], None] = lambda _ticket, _outcome: None,
         on_plan: Callable[[StepPlan], None] = lambda _plan: None,
+        on_ran: Callable[[RanStep], None] = lambda _step: None,
     ) -> None:
         if min(max_rows, max_waiting, block_steps) < 1:
             msg = f"max_rows {max_rows}, max_waiting {max_waiting}, block_steps {block_steps}; each is 1 at least"
@@ -74,7 +77,7 @@ class Scheduler:
         self._max_rows, self._max_waiting = max_rows, max_waiting
         self._block_steps, self._max_stall_ms = block_steps, max_stall_ms
         self._on_end, self._on_plan = on_end, on_plan
-        self._runner = StepRunner(engine, ladder, latency, clock)
+        self._runner = StepRunner(engine, ladder, latency, clock, on_ran)
         self._shallowest = policy.shallowest(ladder)
         self.breakers = Breakers(len(ladder.depths))
         self._earnings = Earnings()
@@ -149,9 +152,11 @@ class Scheduler:
         if self._policy.sheds:
             self._end_hopeless(now)
         if not self.is_busy:
+            self._runner.rest()
             return False
         plan = self._around_faults(self._plan(now), now)
         if plan is None:
+            self._runner.rest()
             return False
         self._on_plan(plan)
         num_new = [ticket.num_new for ticket in plan.tickets]
@@ -185,6 +190,7 @@ class Scheduler:
         return replace(plan, level=level, why=why)
 
     def _note_fault(self, plan: StepPlan, fault: EngineFaultError, num_new: list[int]) -> None:
+        self._runner.rest()
         self.breakers.fail(plan.level, self._clock(), str(fault))
         for ticket, before in zip(plan.tickets, num_new, strict=True):
             ticket.num_faults = 1 if ticket.num_new > before else ticket.num_faults + 1

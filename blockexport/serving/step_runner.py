@@ -8,6 +8,7 @@ from blockexport.routing.ladder import Ladder
 from blockexport.routing.online_latency import OnlineLatency
 from blockexport.routing.ticket import Ticket
 from blockexport.serving.engine import StepEngine
+from blockexport.serving.trace import RanStep
 
 
 class StepRunner:
@@ -18,10 +19,28 @@ class StepRunner:
         ladder: the levels.
         latency: told how long each took.
         clock: milliseconds, monotonic.
+        on_ran: told of each.
     """
 
-    def __init__(self, engine: StepEngine, ladder: Ladder, latency: OnlineLatency, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: StepEngine,
+        ladder: Ladder,
+        latency: OnlineLatency,
+        clock: Callable[[], float],
+        on_ran: Callable[[RanStep], None] = lambda _step: None,
+    ) -> None:
         self._engine, self._depths, self._latency, self._clock = engine, ladder.depths, latency, clock
+        self._on_ran = on_ran
+        self._ended_ms: float | None = None
+
+    def rest(self) -> None:
+        """There is nothing to do; the time until there is counts for no step."""
+        self._ended_ms = None
+
+    def _begin_ms(self) -> float:
+        """When a step begins: with the end of the one before, for what is done between them takes its time too."""
+        return self._clock() if self._ended_ms is None else self._ended_ms
 
     def tokens_within(self, limit_ms: float, first: int, rest: int, level: int) -> int:
         """How many of the next `rest` tokens of a prompt can be run in a time, at least one."""
@@ -38,12 +57,14 @@ class StepRunner:
         Raises:
             EngineFaultError: the engine failed; what it may have overwritten counts as lacking.
         """
-        begun_ms = self._clock()
+        begun_ms = self._begin_ms()
         _fill(ticket, level, first)
         self._engine.extend(ticket, level, first, num_tokens)
-        took_ms = self._clock() - begun_ms
+        self._ended_ms = self._clock()
+        took_ms = self._ended_ms - begun_ms
         fixed, slope = self._latency.costs.prefill_line(num_tokens, first)
         profiled_ms = fixed + self._depths[level] * slope
+        self._on_ran(RanStep("prefill", level, 1, num_tokens, first, profiled_ms, self._latency.slowdown, took_ms))
         self._latency.observe("prefill", level, profiled_ms, took_ms, begun_ms + took_ms)
         ticket.busy_ms += took_ms
         _fill(ticket, level, first + num_tokens)
@@ -68,7 +89,7 @@ class StepRunner:
                 ticket.num_switches += 1
                 ticket.switched_at = ticket.num_new
                 ticket.level = level
-        begun_ms = self._clock()
+        begun_ms = self._begin_ms()
         try:
             taken, ended = self._engine.decode(tickets, level, num_steps)
         except EngineFaultError as error:
@@ -81,9 +102,11 @@ class StepRunner:
     def _account(self, tickets: Sequence[Ticket], level: int, taken: int, begun_ms: float) -> None:
         """Enter steps that were run into the books."""
         num_rows, sum_kv = len(tickets), sum(ticket.num_tokens for ticket in tickets)
-        now = self._clock()
+        now = self._ended_ms = self._clock()
         fixed, slope = self._latency.costs.decode_line(num_rows, sum_kv + num_rows * (taken - 1) / 2)
         profiled_ms = taken * (fixed + self._depths[level] * slope)
+        ran = RanStep("decode", level, num_rows, taken, sum_kv, profiled_ms, self._latency.slowdown, now - begun_ms)
+        self._on_ran(ran)
         self._latency.observe("decode", level, profiled_ms, now - begun_ms, now)
         for ticket in tickets:
             # Within a block tokens come evenly, as far as this sees; the first of it may have waited for others.

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -33,9 +31,8 @@ class Watchdog:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def watch(self, engine: Interruptible) -> Iterator[None]:
-        """Interrupt the engine if what is done inside takes too long."""
+    def begin(self, engine: Interruptible) -> None:
+        """Interrupt the engine if `end` is not called in time."""
         # Starting late costs a program that never serves nothing.
         if self._thread is None:
             self._thread = threading.Thread(target=self._patrol, name="engine-watchdog", daemon=True)
@@ -43,10 +40,10 @@ class Watchdog:
         engine.rearm()
         # No lock and no notice: steps are short and many. The patrol looks often enough to see a long one.
         self._watched = (engine, time.monotonic() + self._limit_s)
-        try:
-            yield
-        finally:
-            self._watched = None
+
+    def end(self) -> None:
+        """The call has come back."""
+        self._watched = None
 
     def close(self) -> None:
         """End the thread."""

@@ -18,12 +18,14 @@ class Engine:
 
 def test_only_a_call_that_takes_too_long_is_interrupted() -> None:
     watchdog, engine, other = Watchdog(0.01), Engine(), Engine()
-    with watchdog.watch(other):
-        pass
-    with watchdog.watch(engine):
-        assert engine.interrupted.wait(30)
-    with watchdog.watch(engine):
-        assert not engine.interrupted.is_set()
+    watchdog.begin(other)
+    watchdog.end()
+    watchdog.begin(engine)
+    assert engine.interrupted.wait(30)
+    watchdog.end()
+    watchdog.begin(engine)
+    assert not engine.interrupted.is_set()
+    watchdog.end()
     watchdog.close()
     assert not other.interrupted.is_set()
 

@@ -29,6 +29,8 @@ class OrtDecoder:
         names = [value.name for value in self._session.get_inputs()]
         # One for all calls: setting its flag ends whichever is in progress, between two of its operators.
         self._run_options = import_onnxruntime().RunOptions()
+        # Its default. Left unset, each call looks for it, and meets an exception that costs as much as a small block.
+        self._run_options.add_run_config_entry("gpu_graph_id", "0")
         self.blocks = tuple(sorted({int(name.split(".")[1]) for name in names if name.startswith("past_key_values.")}))
 
     def bind(self, rows: Mapping[int, KvRow]) -> "OrtBoundDecoder":
