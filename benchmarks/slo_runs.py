@@ -142,17 +142,6 @@ def simulate(
         rng=np.random.default_rng(seed),
         next_arrival=lambda: arrivals[coming],
     )
-    scheduler = Scheduler(
-        engine,
-        timed,
-        ladder,
-        latency,
-        lengths,
-        clock=clock,
-        max_rows=max_rows,
-        on_end=lambda ticket, outcome: end(ticket, outcome),
-        on_plan=lambda plan: promise(plan),
-    )
     promises = Promises(ladder, latency, lengths, latency.alpha)
     run.promises = promises.coverage
 
@@ -166,6 +155,17 @@ def simulate(
         promises.keep(ticket, clock.now_ms, is_whole=outcome == "served")
         run.tickets.append((ticket, outcome))
 
+    scheduler = Scheduler(
+        engine,
+        timed,
+        ladder,
+        latency,
+        lengths,
+        clock=clock,
+        max_rows=max_rows,
+        on_end=end,
+        on_plan=promise,
+    )
     prompts, longest = workload.prompt_tokens.tolist(), workload.max_new_tokens.tolist()
     is_busy, busy_ms = False, 0.0
     while is_busy or coming < len(workload):

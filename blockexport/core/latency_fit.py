@@ -200,6 +200,12 @@ class LatencyFit(BaseModel):
         """Whether a phase is predicted from a table, which knows the measured levels only."""
         return any(fit is not None and fit.table is not None for fit in (self.prefill, self.decode, self.forward))
 
+    @property
+    def measured_depths(self) -> list[set[int]]:
+        """Of each phase that has a table, the depths that it knows."""
+        phases = (self.prefill, self.decode, self.forward)
+        return [set(fit.table.levels) for fit in phases if fit is not None and fit.table is not None]
+
     def prefill_ms(self, depth: int, batch: int, prompt_tokens: int, cached_tokens: int = 0) -> float:
         """Feeding `prompt_tokens` per row behind `cached_tokens`, up to the first new token."""
         return self.phase("prefill").at("prefill", depth, batch, prompt_tokens, cached_tokens)

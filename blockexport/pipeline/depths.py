@@ -1,13 +1,14 @@
 """Depths that nobody named: the usual ones, and those that a latency budget allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from blockexport.core.latency_fit import LatencyFit
+from blockexport.core.latency_table import interpolate
 from blockexport.core.scores import BlockScores
-from blockexport.errors import ProfileError
 from blockexport.routing.estimate import estimate
 from blockexport.routing.request import RoutingRequest
-from blockexport.selection import depths_for_budget, resolve_depths
+from blockexport.selection import depth_for_budget, resolve_depths
 
 AUTO_FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 
@@ -37,14 +38,21 @@ def budget_depths(
 
     Raises:
         ConfigError: not even one block fits a budget.
-        ProfileError: the fit is of another kind of model, or knows only the depths that were measured.
+        ProfileError: the fit is of another kind of model.
     """
     if fit.uses_table:
-        msg = "this profile is a table of measured levels, which says nothing of other depths; give --depths instead"
-        raise ProfileError(msg)
-    # Every term of the latency model is linear in depth, so two depths say all.
-    one, two = (estimate(fit, "", depth, request).bound_ms for depth in (1, 2))
-    per_block_ms = max(0.0, two - one)
-    fixed_ms = max(0.0, one - per_block_ms)
-    chosen = {depths_for_budget(fixed_ms, per_block_ms, budget, num_blocks) for budget in budgets_ms}
+        latency_ms = _between_levels(fit, request)
+    else:
+
+        def latency_ms(depth: int) -> float:
+            return estimate(fit, "", depth, request).bound_ms
+
+    chosen = {depth_for_budget(latency_ms, budget, num_blocks) for budget in budgets_ms}
     return tuple(sorted({num_blocks, *chosen}, reverse=True))
+
+
+def _between_levels(fit: LatencyFit, request: RoutingRequest) -> Callable[[int], float]:
+    """Bounds of a table: between measured levels a line, above them in proportion, below as the shallowest takes."""
+    depths = sorted(set.intersection(*fit.measured_depths))
+    bounds = list(accumulate((estimate(fit, "", depth, request).bound_ms for depth in depths), max))
+    return lambda depth: interpolate(depths, bounds, min(depth, depths[-1])) * max(1.0, depth / depths[-1])

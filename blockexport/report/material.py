@@ -93,7 +93,9 @@ def gather(path: Path, study: Study | None, switching: Switching | None = None) 
     bundle = open_bundle(path)
     host = HostFingerprint.detect()
     profiles = bundle.read_profiles()
-    key = host.key if host.key in profiles else next(iter(profiles), None)
+    # That of all processors before those of fewer threads.
+    own = [name for name in sorted(profiles) if name.partition("-")[0] == host.key]
+    key = next(iter([*own, *profiles]), None)
     study = study or _attached_study(bundle)
     _check_model(bundle, "study", study.model_digest if study else "")
     scores = study.scores if study else _attached_scores(bundle)
@@ -103,7 +105,7 @@ def gather(path: Path, study: Study | None, switching: Switching | None = None) 
         bundle=bundle,
         host=host,
         profile=None if key is None else LatencyProfile.from_json(profiles[key]),
-        is_own_profile=key == host.key,
+        is_own_profile=key in own,
         study=study,
         scores=scores,
         memory=measure_memory(bundle.folder, len(bundle.manifest.levels)),

@@ -1,7 +1,7 @@
 """Depths as people write them: counts, fractions of the model, or what a latency budget allows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 from blockexport.errors import ConfigError, MaskError
@@ -69,26 +69,23 @@ def _resolve(depth: Depth, num_blocks: int) -> int:
     return count
 
 
-def depths_for_budget(fixed_ms: float, per_block_ms: float, budget_ms: float, num_blocks: int) -> int:
-    """The deepest depth whose latency, `fixed_ms + depth * per_block_ms`, fits a budget.
+def depth_for_budget(latency_ms: Callable[[int], float], budget_ms: float, num_blocks: int) -> int:
+    """The deepest depth whose latency fits a budget.
 
     Args:
-        fixed_ms: latency of everything that no mask removes: embeddings, head, launch.
-        per_block_ms: latency of one block.
+        latency_ms: of a number of kept blocks.
         budget_ms: what must not be exceeded.
         num_blocks: blocks of the model.
 
     Raises:
-        ConfigError: a figure is negative or not finite, or even one block does not fit.
+        ConfigError: the budget is negative or not finite, or even one block does not fit.
     """
-    figures = {"fixed_ms": fixed_ms, "per_block_ms": per_block_ms, "budget_ms": budget_ms}
-    for name, value in figures.items():
-        if not math.isfinite(value) or value < 0:
-            msg = f"{name} is {value}; give a finite number of milliseconds, 0 or more"
-            raise ConfigError(msg)
+    if not math.isfinite(budget_ms) or budget_ms < 0:
+        msg = f"the budget is {budget_ms}; give a finite number of milliseconds, 0 or more"
+        raise ConfigError(msg)
     for depth in range(num_blocks, 0, -1):
-        if fixed_ms + depth * per_block_ms <= budget_ms:
+        if latency_ms(depth) <= budget_ms:
             return depth
-    fastest = fixed_ms + per_block_ms
+    fastest = latency_ms(1)
     msg = f"budget {budget_ms} ms is below the {fastest:g} ms that one block takes; allow at least {fastest:g} ms"
     raise ConfigError(msg)

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from blockexport.core.latency_fit import TERMS, LatencyFit, PhaseFit, Residuals
+from blockexport.core.latency_table import Curve, PhaseTable
 from blockexport.core.scores import BlockScores
 from blockexport.errors import ConfigError
 from blockexport.pipeline.depths import auto_depths, budget_depths
@@ -65,3 +66,26 @@ def test_several_budgets_give_a_ladder_and_roomy_ones_the_full_model() -> None:
 def test_a_budget_below_one_block_is_refused() -> None:
     with pytest.raises(ConfigError):
         budget_depths(FIT, 12, [0.001], REQUEST)
+
+
+def table(*times_ms: float) -> PhaseTable:
+    """Of 2, 4 and 8 blocks, whatever the length."""
+    return PhaseTable(
+        curves=tuple(Curve(depth=d, batch=1, tokens=(1,), ms=(ms,)) for d, ms in zip((2, 4, 8), times_ms, strict=True))
+    )
+
+
+def test_of_a_table_depths_between_the_measured_ones_lie_on_a_line() -> None:
+    prefill = FIT.prefill.model_copy(update={"table": table(10, 20, 60)})  # type: ignore[union-attr]
+    decode = FIT.decode.model_copy(update={"table": table(1, 2, 6)})  # type: ignore[union-attr]
+    fit = LatencyFit(prefill=prefill, decode=decode)
+    two, four, eight = (estimate(fit, "", depth, REQUEST).bound_ms for depth in (2, 4, 8))
+    six = (four + eight) / 2
+    assert budget_depths(fit, 12, [eight * 1.0001], REQUEST) == (12, 8)
+    assert budget_depths(fit, 12, [six * 1.0001], REQUEST) == (12, 6)
+    assert budget_depths(fit, 12, [six * 0.9999], REQUEST) == (12, 5)
+    assert budget_depths(fit, 12, [eight * 10.0001 / 8], REQUEST) == (12, 10)
+    # Of less than was measured it is only known that it takes no longer.
+    assert budget_depths(fit, 12, [two * 1.0001], REQUEST) == (12, 2)
+    with pytest.raises(ConfigError):
+        budget_depths(fit, 12, [two * 0.9999], REQUEST)

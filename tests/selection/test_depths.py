@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexport.errors import ConfigError, MaskError
-from blockexport.selection import depths_for_budget, parse_depths, resolve_depths
+from blockexport.selection import depth_for_budget, parse_depths, resolve_depths
 
 
 @pytest.mark.parametrize(
@@ -79,23 +80,24 @@ def test_depths_that_cannot_be(depths, message):
 def test_the_deepest_depth_that_fits_a_budget(budget_ms, depth):
     if depth is None:
         with pytest.raises(ConfigError, match="at least 15 ms"):
-            depths_for_budget(10, 5, budget_ms, 12)
+            depth_for_budget(lambda depth: 10 + 5 * depth, budget_ms, 12)
     else:
-        assert depths_for_budget(10, 5, budget_ms, 12) == depth
+        assert depth_for_budget(lambda depth: 10 + 5 * depth, budget_ms, 12) == depth
 
 
-@given(st.floats(0, 50), st.floats(0, 5), st.floats(0, 200), st.integers(1, 40))
-def test_the_chosen_depth_fits_and_the_next_does_not(fixed_ms, per_block_ms, budget_ms, num_blocks):
+@given(st.lists(st.floats(0, 50), min_size=1, max_size=40), st.floats(0, 200))
+def test_the_chosen_depth_fits_and_no_deeper_one_does(added_ms, budget_ms):
+    latency_ms = list(accumulate(added_ms))
     try:
-        depth = depths_for_budget(fixed_ms, per_block_ms, budget_ms, num_blocks)
+        depth = depth_for_budget(lambda depth: latency_ms[depth - 1], budget_ms, len(latency_ms))
     except ConfigError:
-        assert fixed_ms + per_block_ms > budget_ms
+        assert latency_ms[0] > budget_ms
         return
-    assert fixed_ms + depth * per_block_ms <= budget_ms
-    assert depth == num_blocks or fixed_ms + (depth + 1) * per_block_ms > budget_ms
+    assert latency_ms[depth - 1] <= budget_ms
+    assert all(latency > budget_ms for latency in latency_ms[depth:])
 
 
-@pytest.mark.parametrize("figures", [(math.nan, 1, 1), (1, math.inf, 1), (1, 1, math.nan), (-1, 1, 1), (1, 1, -1)])
-def test_budgets_of_figures_that_cannot_be(figures):
+@pytest.mark.parametrize("budget_ms", [math.nan, math.inf, -1])
+def test_budgets_that_cannot_be(budget_ms):
     with pytest.raises(ConfigError, match="finite number of milliseconds"):
-        depths_for_budget(*figures, 12)
+        depth_for_budget(float, budget_ms, 12)

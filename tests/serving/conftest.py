@@ -22,6 +22,7 @@ from blockexport.routing.ticket import Ticket
 from blockexport.serving.admission import Admission
 from blockexport.serving.scheduler import Scheduler
 from blockexport.serving.simulated import SimulatedEngine, VirtualClock
+from blockexport.serving.trace import RanStep
 from blockexport.testing.tiny_models import tiny_model
 
 LADDER = Ladder(("d16", "d12", "d8", "d4"), (16, 12, 8, 4), {None: (1.0, 0.85, 0.55, 0.1)})
@@ -57,6 +58,7 @@ class Host:
     lengths: dict[int, int]
     ended: list[tuple[Ticket, str]] = field(default_factory=list)
     plans: list[StepPlan] = field(default_factory=list)
+    steps: list[RanStep] = field(default_factory=list)
 
     def submit(
         self, prompt: int = 10, length: int = 4, e2e_ms: float | None = None, longest: int | None = None, **terms: Any
@@ -92,7 +94,8 @@ def _make_host(policy: StepPolicy | None = None, **options: Any) -> Host:
         LengthPredictor(),
         clock=clock,
         on_end=lambda ticket, outcome: host.ended.append((ticket, outcome)),
-        on_plan=host.plans.append,
+        on_plan=options.pop("on_plan", host.plans.append),
+        on_ran=host.steps.append,
         **options,
     )
     return host

@@ -196,6 +196,21 @@ def test_gaps_between_tokens_are_measured_with_what_came_between(make_host: Make
     assert first.longest_gap_ms == pytest.approx(16 + 0.96, rel=1e-6)
 
 
+def test_time_between_steps_counts_and_time_without_work_does_not(make_host: Make) -> None:
+    host = make_host(on_plan=lambda _plan: setattr(host.clock, "now_ms", host.clock.now_ms + 1.0))
+    host.submit(prompt=8, length=20)
+    host.run()
+    idle_ms, ran = 500.0, len(host.steps)
+    host.clock.now_ms += idle_ms
+    host.submit(prompt=8, length=20)
+    host.run()
+    extra_ms = [step.took_ms - step.profiled_ms for step in host.steps]
+    assert len(host.steps) == 2 * ran
+    assert extra_ms[1:ran] == pytest.approx([1.0] * (ran - 1))
+    assert extra_ms[ran] < 1.0
+    assert extra_ms[ran + 1 :] == pytest.approx([1.0] * (ran - 1))
+
+
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"max_waiting": 0}, {"block_steps": 0}, {"max_stall_ms": 0.0}])
 def test_options_are_checked(make_host: Make, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
