@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,22 @@ def serving(bundle: Path, port: int, *options: str) -> Iterator[Server]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+@contextmanager
+def profiled_bundle(bundle: Path | None, threads: int) -> Iterator[Path]:
+    """The bundle, or the demo, built and profiled for as many threads."""
+    if bundle is not None:
+        yield bundle
+        return
+    from blockexport.pipeline.demo import run_demo
+    from blockexport.runtime import load
+    from blockexport.runtime.profile import profile
+
+    with tempfile.TemporaryDirectory() as folder:
+        built = run_demo(Path(folder), lambda _what, _share: None).bundle.folder
+        profile(load(built, threads=threads), quick=True)
+        yield built
 
 
 def _await_health(url: str, process: "subprocess.Popen[bytes]") -> None:

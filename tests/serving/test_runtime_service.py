@@ -1,5 +1,6 @@
 """Requests from several threads, and everything that may happen to them."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,24 @@ def test_draining_ends_what_runs_and_takes_nothing_in(service: RuntimeService) -
     assert caller.wait().outcome == "served"
     with pytest.raises(ServiceClosedError):
         service.submit(_request(), Caller())
+
+
+def test_a_trace_holds_what_was_decided_told_and_done(tiny_bundle: Path, tmp_path: Path) -> None:
+    service = RuntimeService(_runtime(tiny_bundle), max_rows=1, trace=tmp_path / "trace.jsonl")
+    callers = [Caller(), Caller()]
+    for number, caller in enumerate(callers):
+        service.submit(_request(number), caller)
+    endings = [caller.wait() for caller in callers]
+    service.close()
+    events = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    ends = [event for event in events if event["event"] == "end"]
+    assert [event["observed_ms"] for event in ends] == [ending.observed_ms for ending in endings]
+    promises = [event for event in events if event["event"] == "promise"]
+    assert [event["bound_ms"] for event in promises] == [caller.promise.bound_ms for caller in callers if caller.promise]
+    decided, ran = ([event for event in events if event["event"] == what] for what in ("decision", "step"))
+    assert [(event["kind"], event["level"]) for event in ran] == [(event["kind"], event["level"]) for event in decided]
+    # The first token of an answer comes from its prompt.
+    assert sum(event["num_tokens"] for event in ran if event["kind"] == "decode") == 2 * (8 - 1)
 
 
 def test_closing_ends_everything(tiny_bundle: Path) -> None:
