@@ -14,12 +14,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from environment import describe
-from server_client import Asked, Server, ask, make_client, open_loop, serving
+from server_client import Asked, Server, ask, make_client, open_loop, profiled_bundle, serving
+from server_report import save_plot
 from slo_traces import Workload, at_load, prepare, synthesise
 
 from blockexport.core.jsonio import dump_json, write_atomically
@@ -31,6 +33,8 @@ LOADS = (0.4, 0.6, 0.8, 1.0, 1.2)
 MAX_ROWS = 4
 ALPHA = 0.05
 MAX_NEW = 64
+LONG_ANSWER = 256
+"""Of the one stream: a request's own cost, which is not one of its tokens, then hides in neither side."""
 
 
 def workload_of(runtime: Runtime, num_requests: int, seed: int) -> Workload:
@@ -74,7 +78,7 @@ def summarise(asked: Sequence[Asked], ladder: Ladder) -> dict[str, Any]:
     good = [one for one in served if one.told["is_in_time"]]
     promised = [one for one in asked if "bound_ms" in one.told and "observed_ms" in one.told]
     kept = [one for one in promised if one in served and one.told["observed_ms"] <= one.told["bound_ms"]]
-    errors = [abs(one.told["predicted_ms"] / one.told["observed_ms"] - 1) for one in served]
+    alone = _alone(asked)
     tokens = sum(sum(one.told["tokens_at"].values()) for one in served)
     blocks = sum(depths[name] * n for one in served for name, n in one.told["tokens_at"].items())
     return {
@@ -85,9 +89,37 @@ def summarise(asked: Sequence[Asked], ladder: Ladder) -> dict[str, Any]:
         "switches_per_served": sum(len(one.told["switches"]) for one in served) / max(1, len(served)),
         "promised": len(promised),
         "promise_coverage": len(kept) / len(promised) if promised else None,
-        "predicted_to_observed_median_error": statistics.median(errors) if errors else None,
+        "promises_kept": len(kept),
+        "predicted_to_observed_median_error": _median_error(served),
+        "served_alone": sum(one in alone for one in served),
+        "predicted_to_observed_median_error_alone": _median_error([one for one in served if one in alone]),
         "failed_connections": sum(one.status == 0 or one.status >= 500 for one in asked),
     }
+
+
+def _median_error(served: Sequence[Asked]) -> float | None:
+    errors = [abs(one.told["predicted_ms"] / one.told["observed_ms"] - 1) for one in served]
+    return statistics.median(errors) if errors else None
+
+
+def _alone(asked: Sequence[Asked]) -> list[Asked]:
+    """Those that had the server to themselves: nobody was there when they came, and nobody came before they left."""
+    spans = [(one.sent_ms, one.sent_ms + one.told.get("observed_ms", 0.0)) for one in asked]
+    return [
+        one
+        for one, (begun, over) in zip(asked, spans, strict=True)
+        if sum(other_begun < over and begun < other_over for other_begun, other_over in spans) == 1
+    ]
+
+
+def steadiness(runtime: Runtime, prompt: Sequence[int], rounds: int) -> float:
+    """How far the bare runtime is from itself: the same request again and again, each time against the one before."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        runtime.generate(list(prompt), MAX_NEW, level=runtime.levels[0].name, stop_tokens=())
+        times.append(time.perf_counter() - begun)
+    return statistics.median(abs(after / before - 1) for before, after in pairwise(times))
 
 
 def _mean_worth(one: Asked, worth: dict[str, float]) -> float:
@@ -108,7 +140,7 @@ def under_load(
 
 
 async def _stream(url: str, prompt: Sequence[int], rounds: int, num_new: int) -> list[float]:
-    """Mean time between two tokens at a client, of each round."""
+    """Mean time between two tokens at a client, of each round; the first is sent at once, the last when it is there."""
     async with make_client(url) as client:
         found = []
         for _ in range(rounds):
@@ -117,9 +149,9 @@ async def _stream(url: str, prompt: Sequence[int], rounds: int, num_new: int) ->
         return found
 
 
-def one_stream(server: Server, runtime: Runtime, prompt: Sequence[int], rounds: int, num_new: int) -> dict[str, Any]:
+def one_stream(server: Server, runtime: Runtime, prompt: Sequence[int], rounds: int) -> dict[str, Any]:
     """Per token, the server at its deepest level against the bare runtime, in turns."""
-    name, served, bare = runtime.levels[0].name, [], []
+    name, served, bare, num_new = runtime.levels[0].name, [], [], LONG_ANSWER
     for _ in range(rounds):
         served += asyncio.run(_stream(server.url, prompt, 1, num_new))
         times: list[float] = []
@@ -166,12 +198,42 @@ async def _soak(url: str, prompts: Sequence[Sequence[int]], streams: int, second
     }
 
 
+def measure(bundle: Path, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """All of it, figure by figure."""
+    runtime = load(bundle, threads=args.threads)
+    ladder = Ladder.of(runtime.levels)
+    workload = workload_of(runtime, args.requests, args.seed)
+    rng = np.random.default_rng(args.seed)
+    prompts = [rng.integers(1, runtime.spec.vocab_size, size).tolist() for size in workload.prompt_tokens]
+    threads = ("--threads", str(args.threads))
+    options = (*threads, "--max-rows", str(MAX_ROWS), "--alpha", str(ALPHA))
+    result["bare_runtime_against_itself"] = steadiness(runtime, prompts[0], args.stream_rounds)
+    rows = result["rows"] = []
+    for policy in args.policy or ["priced", "slackfit", *(f"fixed:{name}" for name in ladder.names)]:
+        for noise in args.noises:
+            traced = ("--trace", str(args.trace / f"{policy}-{noise}.jsonl")) if args.trace else ()
+            with (
+                serving(bundle, args.port, "--policy", policy, *options, *traced) as server,
+                NOISES[noise](),
+            ):
+                for load_ in args.loads:
+                    row = {"policy": policy, "noise": noise, "load": load_}
+                    rows.append(row | under_load(server, workload, prompts, load_, ladder))
+                    print(json.dumps(rows[-1]), flush=True)
+    with serving(bundle, args.port, "--policy", "full-depth", *options) as server:
+        result["one_stream"] = one_stream(server, runtime, prompts[0], args.stream_rounds)
+        print(result["one_stream"], flush=True)
+    with serving(bundle, args.port, *threads, "--max-rows", "16", "--max-waiting", str(2 * args.streams)) as server:
+        result["soak"] = asyncio.run(_soak(server.url, prompts, args.streams, args.soak_s, server))
+        print(result["soak"], flush=True)
+
+
 def main() -> None:
     """Run everything and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True, help="profiled on this host, quietly")
+    parser.add_argument("--bundle", type=Path, help="profiled on this host; the demo, built and profiled now, without")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=200, help="of each cell")
+    parser.add_argument("--requests", type=int, default=100, help="of each cell")
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
     parser.add_argument(
         "--policy", action="append", help="several times; ours, slackfit and all fixed ones when left out"
@@ -179,7 +241,7 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", choices=list(NOISES), default=list(NOISES))
     parser.add_argument("--stream-rounds", type=int, default=20)
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--soak-s", type=float, default=300.0)
+    parser.add_argument("--soak-s", type=float, default=60.0)
     parser.add_argument(
         "--threads", type=int, default=1, help="of the engine: server, client and engine share the processors"
     )
@@ -187,35 +249,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18431)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
-    runtime = load(args.bundle, threads=args.threads)
-    ladder = Ladder.of(runtime.levels)
-    workload = workload_of(runtime, args.requests, args.seed)
-    rng = np.random.default_rng(args.seed)
-    prompts = [rng.integers(1, runtime.spec.vocab_size, size).tolist() for size in workload.prompt_tokens]
-    result: dict[str, Any] = {"before": describe(), "requests": args.requests, "max_rows": MAX_ROWS, "alpha": ALPHA}
-    result["threads"] = args.threads
-    result["rows"] = []
-    threads = ("--threads", str(args.threads))
-    options = (*threads, "--max-rows", str(MAX_ROWS), "--alpha", str(ALPHA))
-    for policy in args.policy or ["priced", "slackfit", *(f"fixed:{name}" for name in ladder.names)]:
-        for noise in args.noises:
-            traced = ("--trace", str(args.trace / f"{policy}-{noise}.jsonl")) if args.trace else ()
-            with serving(args.bundle, args.port, "--policy", policy, *options, *traced) as server, NOISES[noise]():
-                for load_ in args.loads:
-                    row = {"policy": policy, "noise": noise, "load": load_}
-                    row |= under_load(server, workload, prompts, load_, ladder)
-                    result["rows"].append(row)
-                    print(json.dumps(row), flush=True)
-    with serving(args.bundle, args.port, "--policy", "full-depth", *options) as server:
-        result["one_stream"] = one_stream(server, runtime, prompts[0], args.stream_rounds, MAX_NEW)
-        print(result["one_stream"], flush=True)
-    with serving(
-        args.bundle, args.port, *threads, "--max-rows", "16", "--max-waiting", str(2 * args.streams)
-    ) as server:
-        result["soak"] = asyncio.run(_soak(server.url, prompts, args.streams, args.soak_s, server))
-        print(result["soak"], flush=True)
+    result: dict[str, Any] = {"before": describe(), "max_rows": MAX_ROWS, "alpha": ALPHA}
+    result |= {"requests": args.requests, "threads": args.threads}
+    with profiled_bundle(args.bundle, args.threads) as bundle:
+        measure(bundle, args, result)
     result["after"] = describe()
     write_atomically(args.out / "bench_server.json", dump_json(result) + "\n")
+    save_plot(args.out / "bench_server.png", result["rows"])
 
 
 if __name__ == "__main__":
