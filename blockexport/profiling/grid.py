@@ -38,17 +38,21 @@ class Effort:
         repeats: timed calls for each cell and level.
         warmup: untimed calls before each visit of a cell.
         sweeps: visits of each cell; the repeats are spread over them, so that a slow minute does not hit one cell only.
+        lead: untimed calls before the timed ones of each turn of a level.
+        burst: timed calls of a turn.
         time_limit_s: measuring stops after this time, with fewer repeats or cells.
     """
 
     repeats: int
     warmup: int
     sweeps: int
+    lead: int
+    burst: int
     time_limit_s: float
 
 
-QUICK = Effort(repeats=12, warmup=2, sweeps=2, time_limit_s=20.0)
-FULL = Effort(repeats=40, warmup=2, sweeps=4, time_limit_s=600.0)
+QUICK = Effort(repeats=12, warmup=2, sweeps=2, lead=1, burst=3, time_limit_s=20.0)
+FULL = Effort(repeats=40, warmup=2, sweeps=4, lead=1, burst=5, time_limit_s=600.0)
 
 
 def build_grid(kind: ModelKind, context_tokens: int, *, quick: bool) -> tuple[GridCell, ...]:

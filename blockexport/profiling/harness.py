@@ -58,13 +58,17 @@ def measure(
     repeats: int,
     warmup: int,
     sweeps: int = 1,
+    lead: int = 0,
+    burst: int = 1,
     time_limit_s: float | None = None,
     on_progress: Progress | None = None,
 ) -> list[LatencyPoint]:
     """Measure each cell of the grid for every level.
 
-    In each round every level runs once, and the next round starts with the next level: whatever drifts meanwhile hits
-    all levels alike. The grid is gone through `sweeps` times, each time with a share of the repeats.
+    In each round every level has a turn, and the next round starts with the next level: whatever drifts meanwhile hits
+    all levels alike. A turn is several calls in a row, as serving makes them; levels that took turns call by call
+    would each find the caches of the processor filled by the others. The grid is gone through `sweeps` times, each time
+    with a share of the repeats.
 
     Args:
         workload: what to run.
@@ -73,6 +77,8 @@ def measure(
         repeats: timed calls for each cell and level.
         warmup: untimed calls of each level at each visit of a cell.
         sweeps: how often the grid is gone through; at most `repeats` times.
+        lead: untimed calls at the beginning of each turn.
+        burst: timed calls of a turn, at most.
         time_limit_s: stop when it is over, after the round under way; cells not reached are left out, and the others
             may have fewer repeats. At least one round is run.
         on_progress: called after each visited cell with visits done and visits in all.
@@ -81,27 +87,29 @@ def measure(
         One point for each cell and level, in grid order.
 
     Raises:
-        ConfigError: a number of repeats, warm-up calls, sweeps or seconds that is not allowed.
+        ConfigError: a number of repeats, calls, sweeps or seconds that is not allowed.
         ProfileError: no cell or no level.
     """
-    _check_numbers(repeats, warmup, sweeps, time_limit_s)
+    _check_numbers(repeats, warmup, sweeps, lead, burst, time_limit_s)
     if not grid or not workload.levels:
         msg = f"{len(grid)} shapes and {len(workload.levels)} levels to measure; there must be one of each at least"
         raise ProfileError(msg)
     deadline = math.inf if time_limit_s is None else clock() + time_limit_s * 1e9
     samples: dict[tuple[GridCell, str], list[float]] = {}
-    visits = [(cell, rounds) for rounds in _shares(repeats, min(sweeps, repeats)) for cell in grid]
+    visits = [(cell, share) for share in _shares(repeats, min(sweeps, repeats)) for cell in grid]
     turn = 0
-    for done, (cell, rounds) in enumerate(visits, start=1):
+    for done, (cell, share) in enumerate(visits, start=1):
         if samples and clock() >= deadline:
             break
         calls = [(name, _prepare(workload, cell, name)) for name, _ in workload.levels]
         _warm_up(calls, warmup)
-        for _ in range(rounds):
+        for first in range(0, share, burst):
             if samples and clock() >= deadline:
                 break
             for name, call in _rotated(calls, turn):
-                samples.setdefault((cell, name), []).append(_time_ms(call, clock))
+                _warm_up([(name, call)], lead)
+                timed = [_time_ms(call, clock) for _ in range(min(burst, share - first))]
+                samples.setdefault((cell, name), []).extend(timed)
             turn += 1
         if on_progress is not None:
             on_progress(done, len(visits))
@@ -109,9 +117,10 @@ def measure(
     return [_point(cell, level, samples[cell, level[0]]) for cell, level in shapes]
 
 
-def _check_numbers(repeats: int, warmup: int, sweeps: int, time_limit_s: float | None) -> None:
-    if repeats < 1 or sweeps < 1 or warmup < 0:
-        msg = f"repeats {repeats}, sweeps {sweeps}, warmup {warmup}; repeats and sweeps start at 1, warmup at 0"
+def _check_numbers(repeats: int, warmup: int, sweeps: int, lead: int, burst: int, time_limit_s: float | None) -> None:
+    if min(repeats, sweeps, burst) < 1 or min(warmup, lead) < 0:
+        given = f"repeats {repeats}, sweeps {sweeps}, burst {burst}, warmup {warmup}, lead {lead}"
+        msg = f"{given}; the first three start at 1, the others at 0"
         raise ConfigError(msg)
     if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
         msg = f"time limit is {time_limit_s} s; give a positive, finite number of seconds, or none"

@@ -50,6 +50,8 @@ def profile(
         clock=clock,
         repeats=effort.repeats,
         warmup=effort.warmup,
+        lead=effort.lead,
+        burst=effort.burst,
         sweeps=effort.sweeps,
         time_limit_s=effort.time_limit_s,
         on_progress=on_progress,

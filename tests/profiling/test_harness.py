@@ -31,6 +31,21 @@ def test_warm_up_runs_but_does_not_count(make_workload: Make) -> None:
     assert max(point.summary.mean_ms for point in points) < 10
 
 
+def test_a_turn_is_several_calls_of_a_level_the_first_ones_untimed(make_workload: Make) -> None:
+    workload = make_workload(levels=[("d4", 4), ("d1", 1)], extra_ms=cycle([1000.0, 0.0, 0.0]))
+    points = measure(workload, [CELL], clock=workload.clock, repeats=4, warmup=0, lead=1, burst=2)
+    assert [level for _, level, _, _ in workload.log] == ["d4"] * 3 + ["d1"] * 6 + ["d4"] * 3
+    assert [point.summary.n for point in points] == [4, 4]
+    assert max(point.summary.mean_ms for point in points) < 10
+
+
+def test_the_last_turn_is_shorter_if_repeats_are_over(make_workload: Make) -> None:
+    workload = make_workload(levels=[("d4", 4)])
+    (point,) = measure(workload, [CELL], clock=workload.clock, repeats=5, warmup=0, lead=1, burst=3)
+    assert point.summary.n == 5
+    assert len(workload.log) == (1 + 3) + (1 + 2)
+
+
 def test_points_hold_the_medians_of_their_calls(make_workload: Make) -> None:
     # One level, so that the additions fall on its calls in turn: 0, 1, 2, ... 100 ms.
     workload = make_workload(levels=[("d4", 4)], extra_ms=map(float, count()))
@@ -115,6 +130,8 @@ def test_the_default_clock_is_monotonic_time(make_workload: Make) -> None:
     [
         {"repeats": 0, "warmup": 0},
         {"repeats": 1, "warmup": -1},
+        {"repeats": 1, "warmup": 0, "lead": -1},
+        {"repeats": 1, "warmup": 0, "burst": 0},
         {"repeats": 1, "warmup": 0, "sweeps": 0},
         {"repeats": 1, "warmup": 0, "time_limit_s": 0.0},
         {"repeats": 1, "warmup": 0, "time_limit_s": math.nan},

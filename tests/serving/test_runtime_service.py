@@ -188,7 +188,9 @@ def test_a_trace_holds_what_was_decided_told_and_done(tiny_bundle: Path, tmp_pat
     ends = [event for event in events if event["event"] == "end"]
     assert [event["observed_ms"] for event in ends] == [ending.observed_ms for ending in endings]
     promises = [event for event in events if event["event"] == "promise"]
-    assert [event["bound_ms"] for event in promises] == [caller.promise.bound_ms for caller in callers if caller.promise]
+    assert [event["bound_ms"] for event in promises] == [
+        caller.promise.bound_ms for caller in callers if caller.promise
+    ]
     decided, ran = ([event for event in events if event["event"] == what] for what in ("decision", "step"))
     assert [(event["kind"], event["level"]) for event in ran] == [(event["kind"], event["level"]) for event in decided]
     # The first token of an answer comes from its prompt.
