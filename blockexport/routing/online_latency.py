@@ -10,8 +10,26 @@ from blockexport.routing.slowdown import SlowdownTracker
 StepPhase = Literal["prefill", "decode"]
 
 _RATE = 0.02
+_MEMORY = 128
 _STEADY_SHARE = 0.8
 """Of the misses that are allowed: a change of speed costs some before it is noticed, and they count too."""
+
+
+class _Ratio:
+    """Observed over predicted time of late, long blocks counting for more."""
+
+    __slots__ = ("_observed_ms", "_predicted_ms")
+
+    def __init__(self) -> None:
+        self._observed_ms = self._predicted_ms = 0.0
+
+    def observe(self, predicted_ms: float, observed_ms: float) -> None:
+        self._observed_ms += observed_ms - self._observed_ms / _MEMORY
+        self._predicted_ms += predicted_ms - self._predicted_ms / _MEMORY
+
+    @property
+    def value(self) -> float:
+        return self._observed_ms / self._predicted_ms if self._predicted_ms > 0 else 1.0
 
 
 class OnlineLatency:
@@ -36,6 +54,7 @@ class OnlineLatency:
         self.coverage = Coverage()
         self._slowdown = SlowdownTracker()
         phases: tuple[StepPhase, ...] = ("prefill", "decode")
+        self._ratios = {p: [_Ratio() for _ in range(num_levels)] for p in phases}
         self._quantiles = {
             p: [QuantileTracker(_STEADY_SHARE * alpha, _RATE, first_quantile) for _ in range(num_levels)]
             for p in phases
@@ -49,6 +68,14 @@ class OnlineLatency:
     def bound_factor(self, phase: StepPhase, level: int) -> float:
         """From the profile's prediction of a block to its bound now."""
         return math.exp(self._slowdown.log_factor + self._quantiles[phase][level].value)
+
+    def mean_factor(self, phase: StepPhase, level: int) -> float:
+        """From the profile's prediction of a block to what is expected of it now.
+
+        Beside the slowdown it holds what this level has been off of late: a line over depth does not meet every level,
+        and no profile knows what comes between two steps.
+        """
+        return self.slowdown * self._ratios[phase][level].value
 
     def prefill_line(self, new_tokens: float, cached_tokens: float = 0.0) -> Line:
         """A prefill at the present speed, as a line over depth."""
@@ -69,4 +96,5 @@ class OnlineLatency:
         log_ratio = math.log(observed_ms / profiled_ms)
         within = self._quantiles[phase][level].observe(log_ratio - self._slowdown.log_factor)
         self.coverage.observe(level, now_ms, is_within=within)
+        self._ratios[phase][level].observe(profiled_ms * self.slowdown, observed_ms)
         self._slowdown.observe(log_ratio, observed_ms)

@@ -89,8 +89,9 @@ class Promises:
     def _end_ms(self, ticket: Ticket, level: int, running: Sequence[Ticket]) -> float:
         """From now to the last token at a level, if the others go on at theirs until they end."""
         depths, latency = self._ladder.depths, self._latency
-        fixed, slope = latency.prefill_line(ticket.prompt_tokens - ticket.num_prefilled, ticket.num_prefilled)
-        time_ms = fixed + depths[level] * slope
+        costs, factor = latency.costs, latency.mean_factor
+        fixed, slope = costs.prefill_line(ticket.prompt_tokens - ticket.num_prefilled, ticket.num_prefilled)
+        time_ms = factor("prefill", level) * (fixed + depths[level] * slope)
         steps = self._lengths.remaining(0, ticket.max_new_tokens) - 1
         remaining = self._lengths.remaining
         rows = sorted((remaining(row.num_new, row.max_new_tokens), row.level, row.num_tokens) for row in running)
@@ -102,8 +103,8 @@ class Promises:
                 at_levels.setdefault(other, []).append(num_tokens)
             for other, tokens in at_levels.items():
                 sum_kv = sum(tokens) + len(tokens) * (done + until) / 2
-                fixed, slope = latency.decode_line(len(tokens), sum_kv)
-                time_ms += (until - done) * (fixed + depths[other] * slope)
+                fixed, slope = costs.decode_line(len(tokens), sum_kv)
+                time_ms += (until - done) * factor("decode", other) * (fixed + depths[other] * slope)
             done = until
             rows = [row for row in rows if row[0] > done]
         return time_ms

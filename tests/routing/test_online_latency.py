@@ -35,3 +35,18 @@ def test_a_block_that_took_no_time_by_the_clock_teaches_nothing() -> None:
     latency.observe("prefill", 0, 1.0, 0.0, 0.0)
     assert latency.slowdown == 1.0
     assert latency.coverage.overall is None
+
+
+def test_what_one_level_is_off_is_learned_for_it_alone() -> None:
+    latency = OnlineLatency(COSTS, 2)
+    rng = np.random.default_rng(0)
+    for now_ms in range(400):
+        level = now_ms % 2
+        # One level takes a fifth more than the profile says, blocks of twice the length a tenth more.
+        length_ms = float(rng.choice([10.0, 20.0]))
+        off = 1.2 * (1.1 if length_ms > 10 else 1.0) if level else 1.0
+        latency.observe("decode", level, length_ms, off * length_ms, now_ms)
+    # Long blocks count for more: the time of all blocks is to be right.
+    assert latency.mean_factor("decode", 1) == pytest.approx(1.2 * (10 + 1.1 * 20) / 30, rel=0.03)
+    assert latency.mean_factor("decode", 0) == pytest.approx(1.0, rel=0.03)
+    assert latency.mean_factor("prefill", 0) == latency.slowdown
