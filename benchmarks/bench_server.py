@@ -33,7 +33,7 @@ LOADS = (0.4, 0.6, 0.8, 1.0, 1.2)
 MAX_ROWS = 4
 ALPHA = 0.05
 MAX_NEW = 64
-LONG_ANSWER = 256
+LONG_ANSWER = 128
 """Of the one stream: a request's own cost, which is not one of its tokens, then hides in neither side."""
 
 
@@ -239,7 +239,7 @@ def main() -> None:
         "--policy", action="append", help="several times; ours, slackfit and all fixed ones when left out"
     )
     parser.add_argument("--noises", nargs="+", choices=list(NOISES), default=list(NOISES))
-    parser.add_argument("--stream-rounds", type=int, default=20)
+    parser.add_argument("--stream-rounds", type=int, default=100)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--soak-s", type=float, default=60.0)
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Runs the scheduler's steps on the engines of a bundle."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -98,7 +99,7 @@ class RuntimeEngine:
             except EngineFaultError as error:
                 error.steps_taken = taken - 1
                 raise
-            ended = _hand_out(rows, logits, likeliest.tolist(), level)
+            ended = _hand_out(rows, logits, likeliest, level)
             if ended or taken == num_steps or self._has_news():
                 return taken, ended
             _set(inputs, answers)
@@ -126,7 +127,7 @@ class RuntimeEngine:
 
     def _run(
         self, level: int, step: Callable[[], NDArray[np.float32]], shape: tuple[int, int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.float32], list[int]]:
         """One call of an engine; logits (rows, vocab) that can be drawn from for sure, and the likeliest tokens."""
         name = self._engines.names[level]
         try:
@@ -140,9 +141,9 @@ class RuntimeEngine:
         if logits.shape != (*shape, self._engines.spec.vocab_size):
             raise EngineFaultError(level, f"{name} gave logits {logits.shape}, not {(*shape, '...')}")
         logits = logits[:, 0]
-        likeliest = logits.argmax(-1)
+        likeliest: list[int] = logits.argmax(-1).tolist()
         # The greatest of a row is the first NaN if there is one: one number tells for all of them.
-        if not np.isfinite(logits[np.arange(len(logits)), likeliest]).all():
+        if not all(math.isfinite(row[token]) for row, token in zip(logits, likeliest, strict=True)):
             raise EngineFaultError(level, f"{name} gave logits that are no numbers")
         return logits, likeliest
 
@@ -190,8 +191,11 @@ def _hand_out(
 
 def _set(inputs: StepInputs, answers: Sequence[Answer]) -> None:
     """Point a step at the last token of each row, which was not run yet."""
-    positions = [len(answer.tokens) - 1 for answer in answers]
-    inputs.input_ids[:, 0] = [answer.tokens[-1] for answer in answers]
-    inputs.position_ids[:, 0] = positions
-    inputs.last_position[:] = positions
-    inputs.total_tokens[...] = max(positions) + 1
+    longest = 0
+    # Few rows: one by one they take less time than as arrays.
+    for row, answer in enumerate(answers):
+        position = len(answer.tokens) - 1
+        inputs.input_ids[row, 0] = answer.tokens[-1]
+        inputs.position_ids[row, 0] = inputs.last_position[row] = position
+        longest = max(longest, position + 1)
+    inputs.total_tokens[...] = longest
