@@ -51,7 +51,7 @@ class LoadedModel:
         if not pictures or not isinstance(self.adapter, PictureAdapter):
             return dict(inputs)
         others = {name: tensor for name, tensor in inputs.items() if name not in pictures}
-        return others | self.adapter.picture_arguments(pictures)
+        return others | self.adapter.picture_arguments(self.module, pictures, others)
 
     @property
     def vision_side(self) -> "LoadedModel | None":

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.engine import BoundDecoder, KvRow, StepInputs, empty_rows
+from blockexport.core.positions import NUM_AXES
 from blockexport.runtime.engines import Engines
 
 _MOST_SPANS = 32
@@ -111,4 +112,5 @@ def _step_arrays(num_rows: int) -> StepInputs:
         total_tokens=np.zeros((), np.int32),
         logits_index=column(),
         last_position=np.zeros(num_rows, np.int32),
+        position_shifts=np.zeros((NUM_AXES, num_rows, 1), np.int64),
     )
