@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.vision_utils import get_vision_position_ids
 
 from blockexport.core.model import ModelKind, VisionSpec
+from blockexport.core.positions import NUM_AXES
 from blockexport.errors import ModelSupportError
 from blockexport.models.adapter import TreeAdapter, block_list
 
@@ -83,8 +84,14 @@ class Qwen2VlAdapter(TreeAdapter):
         }
 
     def prepare_for_export(self, module: Any) -> None:
-        """Let the tower attend within pictures of one size, where its own code asks for the length of each."""
+        """Let the tower attend within pictures of one size, where its own code asks for the length of each.
+
+        And have angles put together from the three axes before their cosines and sines are taken, not after it: the
+        same numbers, in the form in which rotary embeddings are known.
+        """
         super().prepare_for_export(module)
+        rotary = module.model.language_model.rotary_emb
+        rotary.forward = functools.partial(_cos_and_sin, rotary)
         rows, columns = _patch_grid(module.config.vision_config)
         for block in self.vision_blocks(module):
             attention: Any = block.attn
@@ -127,3 +134,10 @@ def _attend_within_crops(
     attended, _weights = attend(attention, *by_crop, None, scaling=attention.scaling)
     projected: torch.Tensor = attention.proj(attended.reshape(hidden_states.shape))
     return projected
+
+
+def _cos_and_sin(rotary: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the angles of positions (3 or 1, batch, seq); each (batch, seq, head_dim)."""
+    by_axis = position_ids.expand(NUM_AXES, -1, -1)[..., None].float() * rotary.inv_freq
+    angles: torch.Tensor = rotary.recomposition_frequencies(by_axis)
+    return (angles.cos() * rotary.attention_scaling).to(x.dtype), (angles.sin() * rotary.attention_scaling).to(x.dtype)
