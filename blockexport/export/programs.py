@@ -200,9 +200,7 @@ def decoder_case(model: LoadedModel, module: nn.Module, context: Context) -> Cas
     return program, tuple(arguments.values()), tuple(arguments), axes, tuple(outputs)
 
 
-def _picture_arguments(
-    vision: VisionSpec | None, dtype: torch.dtype
-) -> dict[str, tuple[torch.Tensor, dict[int, str]]]:
+def _picture_arguments(vision: VisionSpec | None, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, dict[int, str]]]:
     """What a decoder takes besides if it reads pictures: example and dynamic axes by name."""
     if vision is None:
         return {}

@@ -106,14 +106,14 @@ def _patch_grid(tower: Any) -> tuple[int, int]:
     """
     pixels = tower.patch_size * tower.spatial_merge_size
     size = getattr(tower, "image_size", None) or _SIDE_TOKENS * pixels
-    height, width = (size, size) if isinstance(size, int) else size
-    if height % pixels or width % pixels or min(height, width) < pixels:
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % pixels == 0 for side in sides):
         msg = (
             f"vision_config.image_size is {size}; a bundle reads pictures of one size, "
             f"give height and width in multiples of {pixels}"
         )
         raise ModelSupportError(msg)
-    return height // tower.patch_size, width // tower.patch_size
+    return sides[0] // tower.patch_size, sides[1] // tower.patch_size
 
 
 def _attend_within_crops(
