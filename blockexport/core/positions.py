@@ -32,7 +32,7 @@ class PositionShifts:
         """Of pictures in prompts.
 
         Args:
-            places: (crops, pooled, 2), row of the batch and column in it of each image token; a column below 0 for none.
+            places: (crops, pooled, 2), row and column of each image token in the batch; a column below 0 for none.
             grid: rows and columns of a picture's image tokens, which are in this order.
             batch: rows of the batch.
 

@@ -128,7 +128,7 @@ def _attend_within_crops(
     packed = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, attention.head_dim))
     query, key, value = packed.unbind(1)
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    # (crops, heads, patches, head_dim)
+    # Each (crops, heads, patches, head_dim) from here on.
     by_crop = [part.unflatten(0, (-1, num_patches)).transpose(1, 2) for part in (query, key, value)]
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]  # noqa: SLF001  (as in every model)
     attended, _weights = attend(attention, *by_crop, None, scaling=attention.scaling)

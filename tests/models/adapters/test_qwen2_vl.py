@@ -39,7 +39,7 @@ def test_what_it_says_of_itself(model: LoadedModel) -> None:
 @given(st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=3), st.integers(0, 3))
 def test_positions_are_those_of_the_model(model: LoadedModel, words: list[list[int]], pad: int) -> None:
     """Rows of words, in front of each picture so many, and behind the last one more."""
-    rows = [sum(([0] * count + [1] * POOLED for count in row), []) + [0] for row in words]
+    rows = [[kind for count in row for kind in [0] * count + [1] * POOLED] + [0] for row in words]
     width = max(map(len, rows)) + pad
     kinds = np.array([[0] * (width - len(row)) + row for row in rows])
     real = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
