@@ -31,6 +31,8 @@ class VisionSpec(BaseModel):
             are told the places.
         grid: rows and columns of a crop's image tokens, for models whose positions count these (`core.positions`);
             None for models to which they are tokens like others.
+        mutual_tokens: ids of tokens that see one another in both directions, those behind them too, as far as they come
+            to the model in one call; empty for models that go through a prompt in one direction only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class VisionSpec(BaseModel):
     joins: Literal["add", "replace"] = "add"
     image_token: int | None = None
     grid: tuple[int, int] | None = Field(default=None, exclude_if=lambda grid: grid is None)
+    mutual_tokens: tuple[int, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
 
 
 class ModelSpec(BaseModel):

@@ -13,6 +13,19 @@ from blockexport.core.signature import IMAGE_MASKS
 PICTURE_INPUTS = ("images", IMAGE_MASKS, "image_input_idx")
 
 
+def chunk_end(tokens: NDArray[np.int64], end: int, mutual_tokens: tuple[int, ...]) -> int:
+    """Where a chunk of a prompt has to end that would end at a column.
+
+    Args:
+        tokens: (seq,), the prompt.
+        end: the column behind the chunk.
+        mutual_tokens: the model's `VisionSpec.mutual_tokens`, which have to come in one call.
+    """
+    columns = np.flatnonzero(np.isin(tokens, mutual_tokens))
+    is_between = columns.size > 0 and columns[0] < end <= columns[-1]
+    return int(columns[-1]) + 1 if is_between else end
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTokens:
     """Image tokens on their way into a decoder.

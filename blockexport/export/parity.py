@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.core.engine import BoundDecoder, DecoderRunner, SinglePassRunner, StepInputs, empty_rows
+from blockexport.core.model import VisionSpec
 from blockexport.core.parity import ParityCase
-from blockexport.core.pictures import ImageTokens, Pictures
+from blockexport.core.pictures import ImageTokens, Pictures, chunk_end
 from blockexport.core.positions import PositionShifts
 from blockexport.errors import ParityError
 
@@ -24,7 +25,7 @@ def check_decoder(
     layout: Mapping[int, tuple[int, int]],
     cases: Sequence[ParityCase],
     vision: SinglePassRunner | None = None,
-    grid: tuple[int, int] | None = None,
+    spec: VisionSpec | None = None,
 ) -> tuple[ParityRecord, ...]:
     """Run every recorded case through a decoder level.
 
@@ -33,12 +34,13 @@ def check_decoder(
         layout: per kept block, (kv_heads, head_dim).
         cases: the reference's answers.
         vision: the vision side at full depth, which gives the image tokens of cases with pictures.
-        grid: the model's `VisionSpec.grid`.
+        spec: of the vision side, for a model that reads pictures.
     """
     records = []
     for case in cases:
-        pictures = Pictures.of_batch(case.inputs, grid)
-        logits = _run_decoder(runner, layout, case, pictures, _image_tokens(case, pictures, vision))
+        pictures = Pictures.of_batch(case.inputs, None if spec is None else spec.grid)
+        parts = _parts(case, () if spec is None else spec.mutual_tokens)
+        logits = _run_decoder(runner, layout, case, parts, pictures, _image_tokens(case, pictures, vision))
         records.append(_record(case, logits[:, :, case.columns], logits))
     return tuple(records)
 
@@ -58,6 +60,7 @@ def _run_decoder(
     runner: DecoderRunner,
     layout: Mapping[int, tuple[int, int]],
     case: ParityCase,
+    parts: tuple[tuple[int, int], ...],
     pictures: Pictures | None,
     image_tokens: ImageTokens | None,
 ) -> NDArray[np.float32]:
@@ -79,7 +82,7 @@ def _run_decoder(
         return bound.step(StepInputs.following(tokens, lengths + step, position_shifts=behind))
 
     if case.check.endswith("chunked"):
-        _run_in_chunks(bound, prompt, image_tokens, shifts)
+        _run_in_chunks(bound, prompt, parts, image_tokens, shifts)
         return following(continuation, 0)
     collected = [bound.step(StepInputs.prompt(prompt, lengths, image_tokens=image_tokens, shifts=shifts))]
     collected += [following(continuation[:, step : step + 1], step) for step in range(continuation.shape[1])]
@@ -95,17 +98,26 @@ def _image_tokens(case: ParityCase, pictures: Pictures | None, vision: SinglePas
     return pictures.image_tokens(vision.forward(pictures.engine_inputs))
 
 
+def _parts(case: ParityCase, mutual_tokens: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Chunks of a prompt; one with pictures is parted in the middle of one, or behind what has to come together."""
+    (prompt, *_), places = case.inputs["prompt"], case.inputs.get("image_input_idx")
+    parted = len(prompt)
+    if places is not None:
+        parted = chunk_end(prompt, int(np.median(places[0][places[0] >= 0])), mutual_tokens)
+    return tuple((begin, end) for begin, end in ((0, parted), (parted, len(prompt))) if begin < end)
+
+
 def _run_in_chunks(
-    bound: BoundDecoder, prompt: NDArray[np.int64], image_tokens: ImageTokens | None, shifts: PositionShifts | None
+    bound: BoundDecoder,
+    prompt: NDArray[np.int64],
+    parts: tuple[tuple[int, int], ...],
+    image_tokens: ImageTokens | None,
+    shifts: PositionShifts | None,
 ) -> None:
-    """One prompt; one with pictures is parted in the middle of one."""
-    length = prompt.shape[1]
-    parted = length if image_tokens is None else int(np.median(image_tokens.positions[:, 1]))
-    for begin, end in ((0, parted), (parted, length)):
-        if begin < end:
-            joining = None if image_tokens is None else image_tokens.within(0, begin, end)
-            moved = None if shifts is None else shifts.columns(begin, end)
-            bound.step(StepInputs.following(prompt[:, begin:end], np.array([begin]), joining, moved))
+    for begin, end in parts:
+        joining = None if image_tokens is None else image_tokens.within(0, begin, end)
+        moved = None if shifts is None else shifts.columns(begin, end)
+        bound.step(StepInputs.following(prompt[:, begin:end], np.array([begin]), joining, moved))
 
 
 def _record(case: ParityCase, output: NDArray[np.float32], logits: NDArray[np.float32] | None) -> ParityRecord:

@@ -33,6 +33,8 @@ class Context:
     present: dict[int, tuple[torch.Tensor, torch.Tensor]]
     total_tokens: torch.Tensor
     attention_mask: torch.Tensor | None = None
+    # Flags (batch, seq) of tokens that see one another.
+    mutual: torch.Tensor | None = None
 
 
 class _HandOverCache(Cache):
@@ -66,6 +68,7 @@ def attention_function(context: Context, *, is_decoder: bool) -> Any:
             _scale(kwargs, query),
             kwargs.get("sliding_window") or ops.NO_WINDOW,
             kwargs.get("softcap") or ops.NO_SOFTCAP,
+            context.mutual,
         )
         context.present[block] = (present_key, present_value)
         return attended.unflatten(-1, (query.shape[1], query.shape[3])), None
@@ -111,6 +114,9 @@ class _DecoderProgram(nn.Module):
         context.past = list(zip(past[::3], past[1::3], past[2::3], strict=True))
         context.present = {}
         context.total_tokens = total_tokens
+        if self._vision is not None and self._vision.mutual_tokens:
+            # `isin` is lowered to a search that ONNX lacks.
+            context.mutual = (input_ids[..., None] == torch.tensor(self._vision.mutual_tokens)).any(-1)
         head: nn.Module = self.model.get_output_embeddings()
 
         def select(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

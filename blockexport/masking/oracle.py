@@ -189,7 +189,7 @@ def _generate_cached(
 def _likeliest_text(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
     """The most likely tokens, without the one that stands for a picture: in a whole sequence it would ask for one."""
     vision = model.spec.vision
-    if vision is not None and vision.image_token is not None:
+    if vision is not None and vision.image_token is not None and vision.image_token < model.spec.vocab_size:
         logits = logits.clone()
         logits[..., vision.image_token] = float("-inf")
     return logits.argmax(-1)

@@ -185,6 +185,7 @@ def block_list(module: nn.Module, num_blocks: int) -> nn.ModuleList:
 _ADAPTERS: dict[str, str] = {
     "llava": "blockexport.models.adapters.llava:LlavaAdapter",
     "molmo": "blockexport.models.molmo.adapter:MolmoAdapter",
+    "molmo2": "blockexport.models.adapters.molmo2:Molmo2Adapter",
     "qwen2_vl": "blockexport.models.adapters.qwen2_vl:Qwen2VlAdapter",
 }
 

@@ -1,6 +1,6 @@
 """One batch being continued, token by token, at a level that may change between any two of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.engine import StepInputs
-from blockexport.core.pictures import ImageTokens
+from blockexport.core.pictures import ImageTokens, chunk_end
 from blockexport.core.positions import PositionShifts
 from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
@@ -242,14 +242,22 @@ class Session:
         """Run tokens (1, longest) of one row from `first` on; logits (vocab,) behind the last."""
         bound = self._workspace.prompting(self.level, row)
         logits = np.empty(0, np.float32)
-        size = self._chunk_tokens or length
-        for begin in range(first, length, size):
-            end = min(begin + size, length)
+        for begin, end in self._chunks(tokens[0, :length], first):
             joining = None if self._image_tokens is None else self._image_tokens.within(row, begin, end)
             shifts = None if self._shifts is None else self._shifts.columns(begin, end, row)
             step = StepInputs.following(tokens[:, begin:end], np.array([begin]), joining, shifts)
             logits = bound.step(step)[0, 0]
         return logits
+
+    def _chunks(self, tokens: NDArray[np.int64], first: int) -> Iterator[tuple[int, int]]:
+        """Where to part the tokens (length,) of a row from `first` on."""
+        vision, length = self._engines.spec.vision, len(tokens)
+        while first < length:
+            end = min(first + (self._chunk_tokens or length), length)
+            if vision is not None:
+                end = chunk_end(tokens, end, vision.mutual_tokens)
+            yield first, end
+            first = end
 
     def close(self) -> None:
         """Give the memory back for the next session; nothing can be run any more."""

@@ -44,7 +44,7 @@ from blockexport.runtime.verify import verify_bundle
 from blockexport.serving.answer import Answer
 from blockexport.serving.runtime_engine import RuntimeEngine
 from blockexport.testing.tiny_molmo import MolmoSizes, write_tiny_molmo
-from blockexport.testing.tiny_vlms import tiny_llava, tiny_qwen2_vl
+from blockexport.testing.tiny_vlms import tiny_llava, tiny_molmo2, tiny_qwen2_vl
 
 NEW_TOKENS = 5
 LENGTHS = (7, 5, 9)
@@ -65,9 +65,9 @@ PREPROCESSING = {
     "image_token_length_h": 3,
     "image_token_length_w": 3,
 }
-CHECKPOINTS = ("llava", "qwen2-vl", "pre-norm", "mixture")
+CHECKPOINTS = ("llava", "molmo2", "qwen2-vl", "pre-norm", "mixture")
 
-NATIVE = {"llava": tiny_llava, "qwen2-vl": tiny_qwen2_vl}
+NATIVE = {"llava": tiny_llava, "molmo2": tiny_molmo2, "qwen2-vl": tiny_qwen2_vl}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -167,7 +167,8 @@ def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any)
     assert engines.vision is not None
     side = engines.vision.single_pass(engines.vision.names[0])
     cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
-    records = check_decoder(Misplacing(engines.decoder(level), change), engines.layout(level), cases, side)
+    runner = Misplacing(engines.decoder(level), change)
+    records = check_decoder(runner, engines.layout(level), cases, side, engines.spec.vision)
     passed = {record.check: record.passed for record in records}
     assert len(passed) == 8
     assert all(ok == (not check.startswith("pictures-")) for check, ok in passed.items())
@@ -176,11 +177,14 @@ def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any)
 @pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
 def test_the_gate_stops_positions_that_do_not_count_rows_and_columns(served: Served) -> None:
     engines, level = served.runtime.engines, served.ladder.levels[0].name
+    vision = engines.spec.vision
     assert engines.vision is not None
+    assert vision is not None
     side = engines.vision.single_pass(engines.vision.names[0])
     cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
     for grid in (None, (3, 2), (1, 6)):
-        records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, grid)
+        other = vision.model_copy(update={"grid": grid})
+        records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, other)
         assert all(record.passed == (not record.check.startswith("pictures-")) for record in records)
 
 
