@@ -188,6 +188,19 @@ def test_the_gate_stops_positions_that_do_not_count_rows_and_columns(served: Ser
         assert all(record.passed == (not record.check.startswith("pictures-")) for record in records)
 
 
+@pytest.mark.parametrize("served", ["molmo2"], indirect=True)
+def test_the_gate_sees_whether_what_belongs_together_comes_together(served: Served) -> None:
+    engines, level = served.runtime.engines, served.ladder.levels[0].name
+    vision = engines.spec.vision
+    assert engines.vision is not None
+    assert vision is not None
+    side = engines.vision.single_pass(engines.vision.names[0])
+    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
+    parted = vision.model_copy(update={"mutual_tokens": ()})
+    records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, parted)
+    assert [record.check for record in records if not record.passed] == ["pictures-chunked"]
+
+
 @pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
 def test_a_picture_of_another_size_is_refused(served: Served) -> None:
     prompts = prompts_of(served.model, LENGTHS[:1])
