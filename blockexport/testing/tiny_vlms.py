@@ -127,8 +127,8 @@ def tiny_molmo2(num_blocks: int = 4, vision_blocks: int = 4, seed: int = 0) -> P
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         "eos_token_id": None,
     }
-    names = ("image_start_token_id", "image_end_token_id", "image_patch_id", "image_col_id")
-    names += ("low_res_image_start_token_id", "frame_start_token_id", "frame_end_token_id")
+    names = ["image_start_token_id", "image_end_token_id", "image_patch_id", "image_col_id"]
+    names += ["low_res_image_start_token_id", "frame_start_token_id", "frame_end_token_id"]
     ids = {name: VOCAB_SIZE + index for index, name in enumerate(names)}
     config = Molmo2Config(vision_config=vision, adapter_config=pooling, text_config=text, **ids)
     return _random(Molmo2ForConditionalGeneration, config, seed)

@@ -43,7 +43,7 @@ class Molmo2Adapter(TreeAdapter):
     def vision(self, module: Any) -> VisionSpec:
         """Sizes of crops and image tokens."""
         config, tower = module.config, module.config.vision_config
-        mutual = {getattr(config, name, None) for name in _MUTUAL_TOKENS} - {None}
+        mutual = [token for name in _MUTUAL_TOKENS if (token := getattr(config, name, None)) is not None]
         return VisionSpec(
             num_blocks=len(self.vision_blocks(module)),
             block_path="model.vision_tower.layers",
