@@ -118,6 +118,11 @@ class ModelSpec(BaseModel):
         )
 
     @property
+    def has_axes(self) -> bool:
+        """Whether positions count time, rows and columns."""
+        return self.vision is not None and self.vision.grid is not None
+
+    @property
     def vision_scores_digest(self) -> str:
         """What scores and ladders of the vision side name as their model, so that they pass for no other's."""
         return f"{self.digest}:vision"

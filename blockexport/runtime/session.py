@@ -93,8 +93,8 @@ class Session:
         self._positions[:] = lengths - 1
         self._last_tokens[:] = tokens[np.arange(len(tokens)), self._positions]
         decode.total_tokens[...] = self._longest
-        assert decode.position_shifts is not None
-        decode.position_shifts[...] = 0 if self._shifts is None else self._shifts.behind_tokens(1)
+        if decode.position_shifts is not None:
+            decode.position_shifts[...] = 0 if self._shifts is None else self._shifts.behind_tokens(1)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ class Workspace:
             logits_index=np.zeros((batch, 1), np.int64),
             last_position=np.zeros(batch, np.int32),
             last_slots=self.cache.slots_by_block(),
-            position_shifts=np.zeros((NUM_AXES, batch, 1), np.int64),
+            position_shifts=np.zeros((NUM_AXES, batch, 1), np.int64) if engines.spec.has_axes else None,
         )
 
     def decoding(self, level: str) -> BoundDecoder:

@@ -188,5 +188,5 @@ def _set(inputs: StepInputs, answers: Sequence[Answer]) -> None:
     inputs.position_ids[:, 0] = positions
     inputs.last_position[:] = positions
     inputs.total_tokens[...] = max(positions) + 1
-    assert inputs.position_shifts is not None
-    inputs.position_shifts[...] = [[0 if answer.shifts is None else answer.shifts.behind[0]] for answer in answers]
+    if inputs.position_shifts is not None:
+        inputs.position_shifts[...] = [[0 if answer.shifts is None else answer.shifts.behind[0]] for answer in answers]

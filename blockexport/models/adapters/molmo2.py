@@ -19,7 +19,7 @@ _WINDOW = 2
 _MUTUAL_TOKENS = (
     "image_patch_id",
     "image_col_id",
-    "image_low_id",
+    "image_low_res_id",
     "image_start_token_id",
     "low_res_image_start_token_id",
     "image_end_token_id",
