@@ -8,9 +8,11 @@ depths with native and stock operators, and transformers with its loop over expe
 measurement is 8 decode steps behind 128 tokens, or a prompt of 128; tokens are random and new for each.
 
 What is compared runs in turn, the order rotates from round to round, and each round measures the bandwidth of reading
-memory. Loading is left out. Memory: about 5 GiB at the default widths.
+memory. Loading is left out. Memory: about 5 GiB at the default widths; stock operators pack fp32 weights for each depth
+and take more.
 
     bench_moe.py --out FOLDER
+    bench_moe.py --out FOLDER --parts engines --precisions fp32 --operators native    # depth and transformers only
 """
 
 import argparse
@@ -38,6 +40,8 @@ from blockexport.models.loaded import LoadedModel
 from blockexport.runtime.engines import Engines
 from blockexport_kernels.ort_cpu.library import find_or_build
 
+PARTS = ("forms", "engines")
+OPERATORS = ("stock", "native")
 TOKENS = 128
 STEPS = 8
 _PROBE_BYTES = 1 << 28
@@ -230,8 +234,10 @@ def _difference(model: LoadedModel, engines: Engines, rng: np.random.Generator) 
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-def measure_engines(width: int, rounds: int, threads: int, precisions: list[str], folder: Path) -> dict[str, Any]:
-    """Engines of all depths and kinds, and transformers."""
+def measure_engines(
+    width: int, rounds: int, threads: int, precisions: list[str], operators: list[str], folder: Path
+) -> dict[str, Any]:
+    """Engines of all depths, with these kinds of operators, and transformers."""
     torch.set_num_threads(threads)
     rng = np.random.default_rng(1)
     model = make_model(width)
@@ -241,7 +247,8 @@ def measure_engines(width: int, rounds: int, threads: int, precisions: list[str]
     for precision in precisions:
         place = folder / precision
         place.mkdir()
-        for kind, engines in write_engines(model, marked, precision, place, threads).items():
+        written = write_engines(model, marked, precision, place, threads)
+        for kind, engines in ((kind, written[kind]) for kind in operators):
             if precision == "fp32":
                 differences[kind] = _difference(model, engines, rng)
             series += _engine_series(kind, engines, model, precision, rng)
@@ -280,10 +287,12 @@ def table(result: dict[str, Any]) -> str:
         return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
     lines = ["| mixture | tokens | form | over native | active weights / read bandwidth |", "|---|---|---|---|---|"]
-    for row in result["forms"]:
+    for row in result.get("forms", ()):
         share = row.get("share_of_read_bandwidth")
         cells = (row["precision"], row["tokens"], row["form"], span(row["over_native"]), span(share) if share else "")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    if "engines" not in result:
+        return "\n".join(lines) + "\n"
     names = ("runs", "weights", "blocks", "phase", "over full depth", "transformers loop / this", "grouped_mm / this")
     lines += ["", f"| {' | '.join(names)} | active weights / read bandwidth |", "|---|---|---|---|---|---|---|---|"]
     for row in result["engines"]["rows"]:
@@ -302,21 +311,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--form-width", type=int, default=1024, help="of the single mixture; MolmoE-1B has 2048")
     parser.add_argument("--width", type=int, default=512, help="of the decoder; MolmoE-1B has 2048")
-    parser.add_argument("--precisions", nargs="+", default=["int4g32", "int8g32", "fp32"])
+    parser.add_argument("--precisions", nargs="+", default=["int4g32", "int8g32", "fp32"], help="of the engines")
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=OPERATORS, help="of the engines")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     before = describe()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "forms").mkdir()
-        library = find_or_build(folder / "library")
-        forms = measure_forms(args.form_width, args.rounds, args.threads, folder / "forms", library)
-        gc.collect()
-        engines = measure_engines(args.width, args.rounds, args.threads, args.precisions, folder)
+        parts: dict[str, Any] = {}
+        if "forms" in args.parts:
+            (folder / "forms").mkdir()
+            library = find_or_build(folder / "library")
+            parts["forms"] = measure_forms(args.form_width, args.rounds, args.threads, folder / "forms", library)
+            gc.collect()
+        if "engines" in args.parts:
+            chosen = (args.precisions, args.operators, folder)
+            parts["engines"] = measure_engines(args.width, args.rounds, args.threads, *chosen)
     result = {
         "question": "how fast are mixtures of experts: which form, what does depth save, how far from transformers?",
         "shape": {"past_tokens": TOKENS, "prompt_tokens": TOKENS, "threads": args.threads, "rounds": args.rounds},
-        "forms": forms,
-        "engines": engines,
+        **parts,
         "before": before,
         "after": describe(),
     }

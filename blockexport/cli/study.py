@@ -27,6 +27,9 @@ def study(
     depths: Annotated[str, typer.Option(help="Counts (9,6) or fractions, beside the full model.")] = "0.75,0.5,0.25",
     protect: Annotated[str, typer.Option(help="Blocks that must stay, such as 0,11.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of the samples.")] = 66,
+    beam_width: Annotated[
+        int | None, typer.Option(min=1, help="Search by beam too, with so many combinations of each size; slow.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the study goes; `build --study` puts it into a bundle.")] = Path(
         "study.json"
     ),
@@ -45,6 +48,7 @@ def study(
         "depths": parse_depths(depths),
         "protected": parse_blocks(protect, "--protect"),
         "seed": seed,
+        "beam_width": beam_width,
     }
     with progress() as advance:
         advance("loading the model", 0.0)

@@ -26,8 +26,8 @@ class Sample:
 
     Attributes:
         inputs: for text `input_ids` (tokens,) int64, for vision `pixel_values` (channels, height, width) float32; for
-            text about pictures also `images`, `image_masks` and `image_input_idx`, crops first, as
-            `processing.MolmoProcessor` makes them.
+            text about pictures also `images`, `image_masks` for models that take them, and `image_input_idx`, crops
+            first, as `processing.MolmoProcessor` makes them.
         labels: for text (tokens,) int64, aligned with `input_ids` and IGNORED_LABEL where nothing is to be predicted
             (the model's output at position t-1 predicts label t); for vision a () int64; None when the metric
             needs no label.
@@ -174,4 +174,5 @@ def stack_pictures(rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> dict[st
     seen = next((row for row in rows if "images" in row), None)
     if seen is None:
         return {}
-    return {name: pad_stack([row.get(name, seen[name][:0]) for row in rows], _NO_CROP) for name in _PICTURE_INPUTS}
+    names = [name for name in _PICTURE_INPUTS if name in seen]
+    return {name: pad_stack([row.get(name, seen[name][:0]) for row in rows], _NO_CROP) for name in names}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.pictures import ImageTokens
+from blockexport.core.positions import PositionShifts
 from blockexport.errors import RequestError
 
 KvRow = tuple[NDArray[np.generic], NDArray[np.generic]]
@@ -31,6 +32,8 @@ class StepInputs:
         last_position: (batch,) int32, position of each row's last real new token; also its slot in the cache.
         last_slots: by original block, what is (batch,) int32 to take instead for blocks that lack earlier tokens.
         image_tokens: what joins these tokens, for a decoder that reads pictures; None for nothing.
+        position_shifts: (3, batch, seq) int64, how far positions in time, row and column are from `position_ids`, for a
+            decoder that has these; None for not at all.
     """
 
     input_ids: NDArray[np.int64]
@@ -40,6 +43,7 @@ class StepInputs:
     last_position: NDArray[np.int32]
     last_slots: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
     image_tokens: ImageTokens | None = None
+    position_shifts: NDArray[np.int64] | None = None
 
     @classmethod
     def prompt(
@@ -49,6 +53,7 @@ class StepInputs:
         *,
         all_logits: bool = False,
         image_tokens: ImageTokens | None = None,
+        shifts: PositionShifts | None = None,
     ) -> "StepInputs":
         """A first prompt (batch, seq), padded on the right to the longest row.
 
@@ -57,6 +62,7 @@ class StepInputs:
             lengths: (batch,), real tokens of each row.
             all_logits: whether logits of every position are wanted, or of each row's last token only.
             image_tokens: what joins the prompt.
+            shifts: what these do to positions.
         """
         batch, seq = input_ids.shape
         columns = np.arange(seq, dtype=np.int64)
@@ -67,11 +73,16 @@ class StepInputs:
             logits_index=np.tile(columns, (batch, 1)) if all_logits else (lengths - 1)[:, None].astype(np.int64),
             last_position=(lengths - 1).astype(np.int32),
             image_tokens=image_tokens,
+            position_shifts=None if shifts is None else shifts.columns(0, seq),
         )
 
     @classmethod
     def following(
-        cls, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], image_tokens: ImageTokens | None = None
+        cls,
+        input_ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        image_tokens: ImageTokens | None = None,
+        position_shifts: NDArray[np.int64] | None = None,
     ) -> "StepInputs":
         """New tokens (batch, seq) behind `lengths` (batch,) cached ones; logits of the last."""
         batch, seq = input_ids.shape
@@ -83,6 +94,7 @@ class StepInputs:
             logits_index=np.full((batch, 1), seq - 1, np.int64),
             last_position=positions[:, -1].astype(np.int32),
             image_tokens=image_tokens,
+            position_shifts=position_shifts,
         )
 
 

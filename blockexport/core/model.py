@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 ModelKind = Literal["decoder", "encoder", "vision"]
 
@@ -29,6 +29,10 @@ class VisionSpec(BaseModel):
         joins: whether an image token is added to the embedding that it stands for, or replaces it.
         image_token: id whose occurrences in a prompt are the places of image tokens, in order; None for models that
             are told the places.
+        grid: rows and columns of a crop's image tokens, for models whose positions count these (`core.positions`);
+            None for models to which they are tokens like others.
+        mutual_tokens: ids of tokens that see one another in both directions, those behind them too, as far as they come
+            to the model in one call; empty for models that go through a prompt in one direction only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +45,8 @@ class VisionSpec(BaseModel):
     hidden_size: int
     joins: Literal["add", "replace"] = "add"
     image_token: int | None = None
+    grid: tuple[int, int] | None = Field(default=None, exclude_if=lambda grid: grid is None)
+    mutual_tokens: tuple[int, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
 
 
 class ModelSpec(BaseModel):
@@ -110,6 +116,11 @@ class ModelSpec(BaseModel):
                 "stop_tokens": (),
             }
         )
+
+    @property
+    def has_axes(self) -> bool:
+        """Whether positions count time, rows and columns."""
+        return self.vision is not None and self.vision.grid is not None
 
     @property
     def vision_scores_digest(self) -> str:

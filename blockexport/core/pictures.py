@@ -7,9 +7,23 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from blockexport.core.positions import PositionShifts
 from blockexport.core.signature import IMAGE_MASKS
 
 PICTURE_INPUTS = ("images", IMAGE_MASKS, "image_input_idx")
+
+
+def chunk_end(tokens: NDArray[np.int64], end: int, mutual_tokens: tuple[int, ...]) -> int:
+    """Where a chunk of a prompt has to end that would end at a column.
+
+    Args:
+        tokens: (seq,), the prompt.
+        end: the column behind the chunk.
+        mutual_tokens: the model's `VisionSpec.mutual_tokens`, which have to come in one call.
+    """
+    columns = np.flatnonzero(np.isin(tokens, mutual_tokens))
+    is_between = columns.size > 0 and columns[0] < end <= columns[-1]
+    return int(columns[-1]) + 1 if is_between else end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,26 +58,37 @@ class Pictures:
         images: (crops, *image_shape) float32.
         image_masks: (crops, *mask_shape) float32, how much of each patch is picture; None for models not told.
         places: (crops, pooled, 2), row and column that each image token joins; a column below 0 for none.
+        shifts: what these do to the positions of the batch's tokens; None for models that count tokens only.
     """
 
     images: NDArray[np.float32]
     image_masks: NDArray[np.float32] | None
     places: NDArray[np.int64]
+    shifts: PositionShifts | None = None
 
     @classmethod
-    def of_batch(cls, inputs: Mapping[str, NDArray[Any]]) -> Self | None:
-        """Of `images` (batch, crops, ...), `image_masks` and `image_input_idx` (batch, crops, pooled); None without."""
+    def of_batch(cls, inputs: Mapping[str, NDArray[Any]], grid: tuple[int, int] | None = None) -> Self | None:
+        """Of `images` (batch, crops, ...), `image_masks` and `image_input_idx` (batch, crops, pooled); None without.
+
+        Args:
+            inputs: the arrays, among others.
+            grid: the model's `VisionSpec.grid`.
+
+        Raises:
+            RequestError: the model counts rows and columns, and image tokens of a picture do not stand side by side.
+        """
         if "images" not in inputs:
             return None
         columns = inputs["image_input_idx"].astype(np.int64)
         rows = np.arange(len(columns))[:, None, None]
-        places = np.stack(np.broadcast_arrays(rows, columns), axis=-1)
         is_seen = (columns >= 0).any(-1)
+        places = np.stack(np.broadcast_arrays(rows, columns), axis=-1)[is_seen]
         masks = inputs.get(IMAGE_MASKS)
         return cls(
             np.ascontiguousarray(inputs["images"][is_seen], np.float32),
             None if masks is None else np.ascontiguousarray(masks[is_seen], np.float32),
-            places[is_seen],
+            places,
+            None if grid is None else PositionShifts.of_places(places, grid, len(columns)),
         )
 
     @property

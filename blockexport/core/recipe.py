@@ -2,9 +2,18 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from blockexport.errors import ConfigError
@@ -69,6 +78,19 @@ class QualitySection(_Section):
     data: Text | None = None
 
 
+class VisionSection(_Section):
+    """How the levels of the vision side of a model that reads pictures are chosen: by what the whole model then says.
+
+    Attributes:
+        score: as for the model itself, by `loss_drop` or `accuracy_drop`; data and samples are those of the recipe's
+            own section `score` where they are left out.
+        select: as for the model itself.
+    """
+
+    score: ScoreSection = Field(default_factory=ScoreSection)
+    select: SelectSection = Field(default_factory=SelectSection)
+
+
 class GatesSection(_Section):
     """What the build must satisfy besides parity and audit.
 
@@ -90,7 +112,8 @@ class Recipe(_Section):
         out: where the bundle goes.
         backends: who will run the engines.
         precision: what weights are stored in, such as `bf16` or `int4g32`; or by level name, where others are fp32.
-        vision_ladder: ladder file for the vision side of a model that reads pictures; None for its full depth.
+        vision_ladder: ladder file for the vision side of a model that reads pictures.
+        vision: how such a ladder is made, in place of the file; without either the vision side keeps its full depth.
     """
 
     schema_version: Literal[1] = 1
@@ -101,8 +124,16 @@ class Recipe(_Section):
     vision_ladder: Text | None = None
     score: ScoreSection = Field(default_factory=ScoreSection)
     select: SelectSection = Field(default_factory=SelectSection)
+    vision: VisionSection | None = None
     quality: QualitySection = Field(default_factory=QualitySection)
     gates: GatesSection = Field(default_factory=GatesSection)
+
+    @model_validator(mode="after")
+    def _has_one_vision_ladder(self) -> Self:
+        if self.vision is not None and self.vision_ladder is not None:
+            msg = "vision_ladder names a file and section [vision] says how to make one; keep one of them"
+            raise ValueError(msg)
+        return self
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -133,12 +164,14 @@ def _complaint(place: tuple[int | str, ...], kind: str, text: str) -> str:
         return f"unknown key {name!r}, allowed here are {', '.join(_allowed(place[:-1]))}"
     if kind == "missing":
         return f"key {name!r} is missing"
-    return f"{name}: {text}"
+    return f"{name}: {text}" if name else text.removeprefix("Value error, ")
 
 
 def _allowed(section: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     for name in section:
         field: FieldInfo = model.model_fields[str(name)]
-        model = field.annotation
+        # A section that may be left out is one of several types.
+        types = get_args(field.annotation) or (field.annotation,)
+        model = next(kind for kind in types if hasattr(kind, "model_fields"))
     return list(model.model_fields)

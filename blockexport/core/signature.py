@@ -31,6 +31,8 @@ IMAGE_FEATURES = "image_features"
 """Decoder input (image_tokens, hidden): image tokens that enter in this call; none in a decode step."""
 IMAGE_POSITIONS = "image_positions"
 """Decoder input (image_tokens, 2): row and column of `input_ids` where each of them enters."""
+POSITION_SHIFTS = "position_shifts"
+"""Decoder input (3, batch, seq), for models that place tokens in time, row and column; see `core.positions`."""
 IMAGE_MASKS = "image_masks"
 """Vision input besides `pixel_values`, for models that are told how much of a patch is picture."""
 

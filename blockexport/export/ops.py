@@ -34,6 +34,7 @@ def cached_attention(
     scale: float,
     window: int,
     softcap: float,
+    mutual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal grouped-query attention over a fixed-capacity cache, each row at its own length.
 
@@ -51,6 +52,7 @@ def cached_attention(
         scale: factor on the scores.
         window: tokens a query sees, itself included; NO_WINDOW for all.
         softcap: scores become softcap * tanh(score / softcap); NO_SOFTCAP for none.
+        mutual: (batch, seq) flags of new tokens that see one another, those behind them too; None for none.
 
     Returns:
         Attended values (batch, seq, heads * head_dim) and the cache with the new tokens in it.
@@ -71,6 +73,9 @@ def cached_attention(
     visible = distance >= 0
     if window != NO_WINDOW:
         visible &= distance < window
+    if mutual is not None:
+        is_mutual = torch.zeros(batch, capacity, dtype=torch.bool).scatter(1, slots, mutual)
+        visible |= mutual[:, None, :, None] & is_mutual[:, None, None, :]
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     attended = (weights @ values).transpose(1, 2).reshape(batch, seq, num_heads * head_dim)
     return attended, present_key, present_value
@@ -88,6 +93,7 @@ def _(
     scale: float,
     window: int,
     softcap: float,
+    mutual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, num_heads, seq, head_dim = query.shape
     attended = query.new_empty(batch, seq, num_heads * head_dim)

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.core.engine import BoundDecoder, DecoderRunner, SinglePassRunner, StepInputs, empty_rows
+from blockexport.core.model import VisionSpec
 from blockexport.core.parity import ParityCase
-from blockexport.core.pictures import ImageTokens, Pictures
+from blockexport.core.pictures import ImageTokens, Pictures, chunk_end
+from blockexport.core.positions import PositionShifts
 from blockexport.errors import ParityError
 
 # The cache is deliberately larger than the longest row: an engine that reads past a row's end then shows.
@@ -23,6 +25,7 @@ def check_decoder(
     layout: Mapping[int, tuple[int, int]],
     cases: Sequence[ParityCase],
     vision: SinglePassRunner | None = None,
+    spec: VisionSpec | None = None,
 ) -> tuple[ParityRecord, ...]:
     """Run every recorded case through a decoder level.
 
@@ -31,8 +34,15 @@ def check_decoder(
         layout: per kept block, (kv_heads, head_dim).
         cases: the reference's answers.
         vision: the vision side at full depth, which gives the image tokens of cases with pictures.
+        spec: of the vision side, for a model that reads pictures.
     """
-    return tuple(_record(case, *_run_decoder(runner, layout, case, vision)) for case in cases)
+    records = []
+    for case in cases:
+        pictures = Pictures.of_batch(case.inputs, None if spec is None else spec.grid)
+        parts = _parts(case, () if spec is None else spec.mutual_tokens)
+        logits = _run_decoder(runner, layout, case, parts, pictures, _image_tokens(case, pictures, vision))
+        records.append(_record(case, logits[:, :, case.columns], logits))
+    return tuple(records)
 
 
 def check_single_pass(runner: SinglePassRunner, cases: Sequence[ParityCase]) -> tuple[ParityRecord, ...]:
@@ -47,9 +57,14 @@ def check_single_pass(runner: SinglePassRunner, cases: Sequence[ParityCase]) -> 
 
 
 def _run_decoder(
-    runner: DecoderRunner, layout: Mapping[int, tuple[int, int]], case: ParityCase, vision: SinglePassRunner | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits at the recorded columns, and all of them."""
+    runner: DecoderRunner,
+    layout: Mapping[int, tuple[int, int]],
+    case: ParityCase,
+    parts: tuple[tuple[int, int], ...],
+    pictures: Pictures | None,
+    image_tokens: ImageTokens | None,
+) -> NDArray[np.float32]:
+    """Logits (batch, 1 + steps, vocab), or of the last token alone for a case in chunks."""
     prompt = np.asarray(case.inputs["prompt"], np.int64)
     lengths = np.asarray(case.inputs["lengths"], np.int64)
     continuation = np.asarray(case.inputs["continuation"], np.int64)
@@ -60,20 +75,21 @@ def _run_decoder(
         for array in pair:
             array.fill(1e3)
     bound = runner.bind(rows)
-    image_tokens = _image_tokens(case, vision)
+    shifts = None if pictures is None else pictures.shifts
+
+    def following(tokens: NDArray[np.int64], step: int) -> NDArray[np.float32]:
+        behind = None if shifts is None else shifts.behind_tokens(tokens.shape[1])
+        return bound.step(StepInputs.following(tokens, lengths + step, position_shifts=behind))
+
     if case.check.endswith("chunked"):
-        _run_in_chunks(bound, prompt, image_tokens)
-        collected = [bound.step(StepInputs.following(continuation, lengths))]
-    else:
-        collected = [bound.step(StepInputs.prompt(prompt, lengths, image_tokens=image_tokens))]
-        for step in range(continuation.shape[1]):
-            collected.append(bound.step(StepInputs.following(continuation[:, step : step + 1], lengths + step)))
-    logits = np.concatenate(collected, axis=1)
-    return logits[:, :, case.columns], logits
+        _run_in_chunks(bound, prompt, parts, image_tokens, shifts)
+        return following(continuation, 0)
+    collected = [bound.step(StepInputs.prompt(prompt, lengths, image_tokens=image_tokens, shifts=shifts))]
+    collected += [following(continuation[:, step : step + 1], step) for step in range(continuation.shape[1])]
+    return np.concatenate(collected, axis=1)
 
 
-def _image_tokens(case: ParityCase, vision: SinglePassRunner | None) -> ImageTokens | None:
-    pictures = Pictures.of_batch(case.inputs)
+def _image_tokens(case: ParityCase, pictures: Pictures | None, vision: SinglePassRunner | None) -> ImageTokens | None:
     if pictures is None:
         return None
     if vision is None:
@@ -82,14 +98,26 @@ def _image_tokens(case: ParityCase, vision: SinglePassRunner | None) -> ImageTok
     return pictures.image_tokens(vision.forward(pictures.engine_inputs))
 
 
-def _run_in_chunks(bound: BoundDecoder, prompt: NDArray[np.int64], image_tokens: ImageTokens | None) -> None:
-    """One prompt; one with pictures is parted in the middle of one."""
-    length = prompt.shape[1]
-    parted = length if image_tokens is None else int(np.median(image_tokens.positions[:, 1]))
-    for begin, end in ((0, parted), (parted, length)):
-        if begin < end:
-            joining = None if image_tokens is None else image_tokens.within(0, begin, end)
-            bound.step(StepInputs.following(prompt[:, begin:end], np.array([begin]), joining))
+def _parts(case: ParityCase, mutual_tokens: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Chunks of a prompt; one with pictures is parted in the middle of one, or behind what has to come together."""
+    (prompt, *_), places = case.inputs["prompt"], case.inputs.get("image_input_idx")
+    parted = len(prompt)
+    if places is not None:
+        parted = chunk_end(prompt, int(np.median(places[0][places[0] >= 0])), mutual_tokens)
+    return tuple((begin, end) for begin, end in ((0, parted), (parted, len(prompt))) if begin < end)
+
+
+def _run_in_chunks(
+    bound: BoundDecoder,
+    prompt: NDArray[np.int64],
+    parts: tuple[tuple[int, int], ...],
+    image_tokens: ImageTokens | None,
+    shifts: PositionShifts | None,
+) -> None:
+    for begin, end in parts:
+        joining = None if image_tokens is None else image_tokens.within(0, begin, end)
+        moved = None if shifts is None else shifts.columns(begin, end)
+        bound.step(StepInputs.following(prompt[:, begin:end], np.array([begin]), joining, moved))
 
 
 def _record(case: ParityCase, output: NDArray[np.float32], logits: NDArray[np.float32] | None) -> ParityRecord:

@@ -7,11 +7,13 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from blockexport.core.model import KvSpec, VisionSpec
+from blockexport.core.positions import NUM_AXES
 from blockexport.core.signature import (
     CACHE_PARTS,
     IMAGE_FEATURES,
     IMAGE_MASKS,
     IMAGE_POSITIONS,
+    POSITION_SHIFTS,
     last_slot_name,
     past_name,
     present_name,
@@ -31,6 +33,8 @@ class Context:
     present: dict[int, tuple[torch.Tensor, torch.Tensor]]
     total_tokens: torch.Tensor
     attention_mask: torch.Tensor | None = None
+    # Flags (batch, seq) of tokens that see one another.
+    mutual: torch.Tensor | None = None
 
 
 class _HandOverCache(Cache):
@@ -64,6 +68,7 @@ def attention_function(context: Context, *, is_decoder: bool) -> Any:
             _scale(kwargs, query),
             kwargs.get("sliding_window") or ops.NO_WINDOW,
             kwargs.get("softcap") or ops.NO_SOFTCAP,
+            context.mutual,
         )
         context.present[block] = (present_key, present_value)
         return attended.unflatten(-1, (query.shape[1], query.shape[3])), None
@@ -89,12 +94,12 @@ def _scale(kwargs: dict[str, Any], query: torch.Tensor) -> float:
 class _DecoderProgram(nn.Module):
     """The traced signature of a decoder: flat tensors in, logits and cache rows out."""
 
-    def __init__(self, module: Any, context: Context, vision: VisionSpec | None) -> None:
+    def __init__(self, module: Any, context: Context, vision: VisionSpec | None, num_pictures: int) -> None:
         super().__init__()
         self.model = module
         self._context = context
-        self._pictures = () if vision is None else (IMAGE_FEATURES, IMAGE_POSITIONS)
-        self._joins = None if vision is None else vision.joins
+        self._vision = vision
+        self._num_pictures = num_pictures
 
     def forward(
         self,
@@ -104,11 +109,14 @@ class _DecoderProgram(nn.Module):
         logits_index: torch.Tensor,
         *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        pictures, past = rest[: len(self._pictures)], rest[len(self._pictures) :]
+        pictures, past = rest[: self._num_pictures], rest[self._num_pictures :]
         context = self._context
         context.past = list(zip(past[::3], past[1::3], past[2::3], strict=True))
         context.present = {}
         context.total_tokens = total_tokens
+        if self._vision is not None and self._vision.mutual_tokens:
+            # `isin` is lowered to a search that ONNX lacks.
+            context.mutual = (input_ids[..., None] == torch.tensor(self._vision.mutual_tokens)).any(-1)
         head: nn.Module = self.model.get_output_embeddings()
 
         def select(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -121,8 +129,7 @@ class _DecoderProgram(nn.Module):
         handle = head.register_forward_pre_hook(select)
         try:
             output = self.model(
-                **self._tokens(input_ids, *pictures),
-                position_ids=position_ids,
+                **self._tokens(input_ids, position_ids, *pictures),
                 past_key_values=_HandOverCache(),
                 use_cache=True,
             )
@@ -131,14 +138,18 @@ class _DecoderProgram(nn.Module):
         rows = [context.present[block] for block in sorted(context.present)]
         return output.logits, *(tensor for row in rows for tensor in row)
 
-    def _tokens(self, input_ids: torch.Tensor, *pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Tokens, as ids or, where image tokens join them, as embeddings."""
-        if not pictures:
-            return {"input_ids": input_ids}
-        features, positions = pictures
+    def _tokens(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, *pictures: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Tokens and their positions; as ids or, where image tokens join them, as embeddings."""
+        if self._vision is None:
+            return {"input_ids": input_ids, "position_ids": position_ids}
+        features, positions, *shifts = pictures
         embeddings = self.model.get_input_embeddings()(input_ids)
-        joined = embeddings.index_put((positions[:, 0], positions[:, 1]), features, accumulate=self._joins == "add")
-        return {"inputs_embeds": joined}
+        is_added = self._vision.joins == "add"
+        joined = embeddings.index_put((positions[:, 0], positions[:, 1]), features, accumulate=is_added)
+        # With shifts, (3, batch, seq): in time, row and column.
+        return {"inputs_embeds": joined, "position_ids": sum(shifts, position_ids)}
 
 
 class _SinglePassProgram(nn.Module):
@@ -181,10 +192,9 @@ def decoder_case(model: LoadedModel, module: nn.Module, context: Context) -> Cas
     }
     outputs = ["logits"]
     dtype = next(module.parameters()).dtype
-    if model.spec.vision is not None:
-        arguments[IMAGE_FEATURES] = torch.zeros(_IMAGE_TOKENS, model.spec.vision.hidden_size, dtype=dtype)
-        arguments[IMAGE_POSITIONS] = torch.zeros(_IMAGE_TOKENS, 2, dtype=torch.long)
-        axes |= {name: {0: "image_tokens"} for name in (IMAGE_FEATURES, IMAGE_POSITIONS)}
+    pictures = _picture_arguments(model.spec.vision, dtype)
+    for name, (argument, its_axes) in pictures.items():
+        arguments[name], axes[name] = argument, its_axes
     for block, row in enumerate(model.spec.kv):
         arguments[last_slot_name(block)] = torch.full((_BATCH,), _SEQ - 1, dtype=torch.int32)
         axes[last_slot_name(block)] = {0: "batch"}
@@ -192,8 +202,23 @@ def decoder_case(model: LoadedModel, module: nn.Module, context: Context) -> Cas
             arguments[past_name(block, part)] = _empty_row(row, dtype)
             axes[past_name(block, part)] = {0: "batch", 2: "capacity"}
             outputs.append(present_name(block, part))
-    program = _DecoderProgram(module, context, model.spec.vision)
+    program = _DecoderProgram(module, context, model.spec.vision, len(pictures))
     return program, tuple(arguments.values()), tuple(arguments), axes, tuple(outputs)
+
+
+def _picture_arguments(vision: VisionSpec | None, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, dict[int, str]]]:
+    """What a decoder takes besides if it reads pictures: example and dynamic axes by name."""
+    if vision is None:
+        return {}
+    features = torch.zeros(_IMAGE_TOKENS, vision.hidden_size, dtype=dtype)
+    arguments = {
+        IMAGE_FEATURES: (features, {0: "image_tokens"}),
+        IMAGE_POSITIONS: (torch.zeros(_IMAGE_TOKENS, 2, dtype=torch.long), {0: "image_tokens"}),
+    }
+    if vision.grid is not None:
+        shifts = torch.zeros(NUM_AXES, _BATCH, _SEQ, dtype=torch.long)
+        arguments[POSITION_SHIFTS] = (shifts, {1: "batch", 2: "seq"})
+    return arguments
 
 
 def _empty_row(row: KvSpec, dtype: torch.dtype) -> torch.Tensor:

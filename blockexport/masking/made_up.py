@@ -52,13 +52,14 @@ class MadeUpPrompts:
         rows = []
         for length, count, places in zip(lengths, num_crops, columns, strict=True):
             places[:count] = _places(vision, count)
-            num_tokens = int((places >= 0).sum())
-            image_tokens = rng.integers(0, spec.vocab_size, num_tokens)
+            columns_of_images = np.sort(places[places >= 0])
+            image_tokens = rng.integers(0, spec.vocab_size, len(columns_of_images))
             words = rng.integers(0, spec.vocab_size, length)
             if vision.image_token is not None:
                 image_tokens[:] = vision.image_token
                 words[words == vision.image_token] = (vision.image_token + 1) % spec.vocab_size
-            rows.append(np.insert(words, _IMAGES_BEGIN, image_tokens))
+            # `insert` counts columns before anything is inserted.
+            rows.append(np.insert(words, columns_of_images - np.arange(len(columns_of_images)), image_tokens))
         counts = np.array([len(row) for row in rows], np.int64)
         tokens = np.full((len(rows), int(counts.max())), spec.pad_token, np.int64)
         for row, padded in zip(rows, tokens, strict=True):
@@ -108,10 +109,16 @@ def _batch_of_crops(
 
 
 def _places(vision: VisionSpec, num_crops: int) -> NDArray[np.int64]:
-    """Columns of image tokens, (num_crops, pooled); of a second crop half the tokens are seen in the first."""
+    """Columns of image tokens, (num_crops, pooled).
+
+    Of a second crop half the tokens are seen in the first. Where positions are counted for each picture, a word parts
+    two of them.
+    """
     places = np.full((num_crops, vision.num_pooled), _DROPPED, np.int64)
     is_placed = np.ones_like(places, np.bool_)
     if vision.image_token is None:
         is_placed[1:, : vision.num_pooled // 2] = False
     places[is_placed] = _IMAGES_BEGIN + np.arange(is_placed.sum())
+    if vision.grid is not None:
+        places += np.arange(num_crops)[:, None]
     return places

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from blockexport.core.masks import DepthMask
 from blockexport.core.model import ModelSpec
 from blockexport.core.parity import ParityCase, rounding_allowance, tolerance_of
+from blockexport.core.pictures import Pictures
 from blockexport.masking.made_up import MadeUpPrompts, make_up_crops
 from blockexport.masking.masked import masked
 from blockexport.models.loaded import LoadedModel
@@ -167,25 +168,19 @@ def _generate_cached(
     width = prompts.tokens.shape[1]
     attention_mask = torch.from_numpy((np.arange(width) >= (width - prompts.lengths)[:, None]).astype(np.int64))
     tokens = torch.from_numpy(prompts.tokens)
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    pictures = _picture_arguments(model, prompts)
+    positions = _positions(model, prompts, attention_mask)
+    pictures = prompts.pictures
     cache = DynamicCache(config=model.module.config)
     collected, chosen = [], []
     for step in range(num_steps + 1):
-        output = model(
-            input_ids=tokens,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **pictures,
-        )
+        text = {"input_ids": tokens, "attention_mask": attention_mask, "position_ids": positions}
+        output = model(**_arguments(model, text, pictures), past_key_values=cache, use_cache=True)
         collected.append(output.logits[:, -1])
         if step < num_steps:
             tokens = _likeliest_text(model, output.logits[:, -1:])
             chosen.append(tokens)
             attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions[..., -1:] + 1
             pictures = {}
     continuation = torch.cat(chosen, dim=1).numpy() if chosen else np.zeros((len(prompts.tokens), 0), np.int64)
     return torch.stack(collected, dim=1).numpy(), continuation
@@ -194,7 +189,7 @@ def _generate_cached(
 def _likeliest_text(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
     """The most likely tokens, without the one that stands for a picture: in a whole sequence it would ask for one."""
     vision = model.spec.vision
-    if vision is not None and vision.image_token is not None:
+    if vision is not None and vision.image_token is not None and vision.image_token < model.spec.vocab_size:
         logits = logits.clone()
         logits[..., vision.image_token] = float("-inf")
     return logits.argmax(-1)
@@ -206,14 +201,29 @@ def _uncached(model: LoadedModel, prompts: MadeUpPrompts, continuation: NDArray[
     for row, following in enumerate(continuation):
         alone = prompts.row(row)
         tokens = torch.from_numpy(np.concatenate([alone.tokens[0], following]))[None]
-        output = model(input_ids=tokens, use_cache=False, **_picture_arguments(model, alone))
+        output = model(**_arguments(model, {"input_ids": tokens}, alone.pictures), use_cache=False)
         rows.append(output.logits[0, alone.lengths[0] - 1 :].numpy())
     return np.stack(rows)
 
 
-def _picture_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
-    """Pictures as the model's own forward takes them, in the precision of the model."""
+def _positions(model: LoadedModel, prompts: MadeUpPrompts, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions (batch, seq) without padding; (3, batch, seq) of pictures, for a model that counts rows and columns.
+
+    The uncached run in fp64 is not told any, so whatever is wrong here is seen there.
+    """
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    vision = model.spec.vision
+    pictures = Pictures.of_batch(prompts.pictures, None if vision is None else vision.grid)
+    if pictures is None or pictures.shifts is None:
+        return positions
+    return positions + torch.from_numpy(pictures.shifts.columns(0, positions.shape[1]))
+
+
+def _arguments(
+    model: LoadedModel, text: Mapping[str, torch.Tensor], pictures: Mapping[str, NDArray[Any]]
+) -> dict[str, torch.Tensor]:
+    """A batch as the model's own forward takes it, pictures in the precision of the model."""
     dtype = next(model.module.parameters()).dtype
-    tensors = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in pictures.items()}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return model.arguments(tensors)
+    return model.arguments({**text, **tensors})

@@ -60,8 +60,16 @@ class PictureAdapter(ModelAdapter, Protocol):
     def encode_images(self, module: nn.Module, images: torch.Tensor, image_masks: torch.Tensor | None) -> torch.Tensor:
         """Crops (crops, *image_shape) to image tokens (crops, pooled, hidden)."""
 
-    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The arguments of the module's own forward that say the same as the three arrays."""
+    def picture_arguments(
+        self, module: nn.Module, pictures: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The arguments of the module's own forward that say the same as the three arrays.
+
+        Args:
+            module: the model.
+            pictures: the three arrays.
+            text: what the forward is given besides, `input_ids` among it.
+        """
 
 
 class TreeAdapter:
@@ -177,6 +185,8 @@ def block_list(module: nn.Module, num_blocks: int) -> nn.ModuleList:
 _ADAPTERS: dict[str, str] = {
     "llava": "blockexport.models.adapters.llava:LlavaAdapter",
     "molmo": "blockexport.models.molmo.adapter:MolmoAdapter",
+    "molmo2": "blockexport.models.adapters.molmo2:Molmo2Adapter",
+    "qwen2_vl": "blockexport.models.adapters.qwen2_vl:Qwen2VlAdapter",
 }
 
 

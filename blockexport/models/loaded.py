@@ -51,7 +51,7 @@ class LoadedModel:
         if not pictures or not isinstance(self.adapter, PictureAdapter):
             return dict(inputs)
         others = {name: tensor for name, tensor in inputs.items() if name not in pictures}
-        return others | self.adapter.picture_arguments(pictures)
+        return others | self.adapter.picture_arguments(self.module, pictures, others)
 
     @property
     def vision_side(self) -> "LoadedModel | None":
@@ -162,7 +162,7 @@ def wrap_module(
         output=_output_name(module),
         stop_tokens=_stop_tokens(module, text),
         pad_token=_pad_token(text),
-        num_extra_tokens=getattr(config, "num_extra_tokens", 0),
+        num_extra_tokens=_num_extra_tokens(module, text.vocab_size) if kind == "decoder" else 0,
         vision=adapter.vision(module),
     )
     return LoadedModel(module, spec, adapter, tokenizer_dir)
@@ -186,6 +186,11 @@ def digest_module(module: nn.Module) -> str:
         if not tensor.is_meta:
             state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def _num_extra_tokens(module: Any, vocab_size: int) -> int:
+    """Embeddings beyond the vocabulary: of ids that are read and never written."""
+    return max(0, int(module.get_input_embeddings().weight.shape[0]) - vocab_size)
 
 
 def _stop_tokens(module: Any, config: Any) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """How far a masked model is from the full one: the figure that greedy selection lowers."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ from torch import nn
 
 from blockexport.core.data import IGNORED_LABEL, Dataset
 from blockexport.core.masks import DepthMask
+from blockexport.errors import ConfigError
 from blockexport.models.batches import DEFAULT_BATCH_SIZE, ModelBatch, ModelData, read_data
-from blockexport.models.forward import is_per_token, main_output, pool_tokens
+from blockexport.models.forward import is_per_token, main_output, pool_tokens, run_model
 from blockexport.models.loaded import LoadedModel, as_loaded
-from blockexport.models.partial import RecordedRun, record, rerun
+from blockexport.models.partial import RecordedRun, record, rerun, skipping
 
 Objective = Callable[[DepthMask], float]
 
@@ -22,8 +23,8 @@ class _Anchor:
     """One batch: what the full model said, and the latest run to continue from."""
 
     batch: ModelBatch
-    reference: torch.Tensor
-    run: RecordedRun
+    reference: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    run: RecordedRun | None = None
 
 
 class FullModelDivergence:
@@ -37,14 +38,20 @@ class FullModelDivergence:
     differs. Candidates that drop one block each, asked from the last block to the first, so cost what lies behind
     the dropped block. This holds num_blocks x tokens x hidden numbers in memory; choose the number of samples
     accordingly.
+
+    Args:
+        model: the model.
+        data: what it is run on.
+        side: its vision side, if masks are of that; the whole model then runs for each.
     """
 
-    def __init__(self, model: LoadedModel, data: ModelData) -> None:
+    def __init__(self, model: LoadedModel, data: ModelData, side: LoadedModel | None = None) -> None:
         self._model = model
-        self._anchors = []
-        for batch in data:
-            run = record(model, batch.inputs)
-            self._anchors.append(_Anchor(batch, self._prepare(batch, run.outputs), run))
+        self._side = side
+        self._anchors = [_Anchor(batch) for batch in data]
+        full = DepthMask.full((side or model).num_blocks)
+        for anchor in self._anchors:
+            anchor.reference = self._prepare(anchor.batch, self._outputs(anchor, full))
 
     def __call__(self, mask: DepthMask) -> float:
         """The mean divergence of the model under `mask`, 0 for the full mask.
@@ -55,11 +62,18 @@ class FullModelDivergence:
         """
         total, count = 0.0, 0
         for anchor in self._anchors:
-            anchor.run = rerun(self._model, anchor.run, mask)
-            ours = self._prepare(anchor.batch, anchor.run.outputs)
+            ours = self._prepare(anchor.batch, self._outputs(anchor, mask))
             total += float(self._divergence(ours, anchor.reference).sum(dtype=torch.float64))
             count += len(ours)
         return total / count
+
+    def _outputs(self, anchor: _Anchor, mask: DepthMask) -> Any:
+        inputs = anchor.batch.inputs
+        if self._side is not None:
+            with torch.no_grad(), skipping(self._side, mask):
+                return run_model(self._model, inputs)
+        anchor.run = record(self._model, inputs, mask) if anchor.run is None else rerun(self._model, anchor.run, mask)
+        return anchor.run.outputs
 
     def _prepare(self, batch: ModelBatch, outputs: Any) -> torch.Tensor:
         """The rows that are compared: log-probabilities (positions, classes) or pooled vectors (batch, hidden)."""
@@ -92,6 +106,7 @@ def kl_objective(
     num_samples: int | None = None,
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    vision: bool = False,
 ) -> Objective:
     """The divergence from the full model as a function of the mask.
 
@@ -101,9 +116,16 @@ def kl_objective(
         num_samples: samples to use; all when None.
         seed: seed of the draw.
         batch_size: rows at a time.
+        vision: masks are of the vision side of a model that reads pictures.
 
     Raises:
+        ConfigError: the model has no vision side.
         DataError: there is no sample, or the full model's output is not finite on one.
     """
+    loaded = as_loaded(model)
+    side = loaded.vision_side if vision else None
+    if vision and side is None:
+        msg = f"{loaded.spec.name} reads no pictures and has no vision side to measure; leave vision out"
+        raise ConfigError(msg)
     read = read_data(data, num_samples=num_samples, seed=seed, batch_size=batch_size)
-    return FullModelDivergence(as_loaded(model), read)
+    return FullModelDivergence(loaded, read, side)

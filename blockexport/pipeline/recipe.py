@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockexport.bundle.layout import SCORES_FILE
+from blockexport.bundle.layout import SCORES_FILE, VISION_SCORES_FILE
 from blockexport.bundle.reader import Bundle, open_bundle
 from blockexport.core.jsonio import dump_json, read_json
 from blockexport.core.masks import DepthLadder
-from blockexport.core.recipe import Recipe
+from blockexport.core.recipe import Recipe, ScoreSection, SelectSection
 from blockexport.errors import BundleError, ConfigError
 from blockexport.pipeline.fingerprint import code_digest, data_digest, digest_value, model_digest, tool_versions
 from blockexport.pipeline.gates import GateKeeper, Gates
@@ -99,6 +99,7 @@ class _Run:
             "model": model_digest(self.locate(recipe.model)),
             "score_data": data_digest(self.locate_data(recipe.score.data)),
             "vision_ladder": data_digest(self.locate_data(recipe.vision_ladder)),
+            "vision_data": None if recipe.vision is None else data_digest(self.locate_data(recipe.vision.score.data)),
             "quality_data": data_digest(self.locate_data(recipe.quality.data)),
             "tools": tool_versions(),
             "code": code_digest(),
@@ -109,8 +110,9 @@ class _Run:
         value = self.recipe.model_dump(mode="json", exclude={"out"})
         value["model"] = _name(self.recipe.model)
         value["vision_ladder"] = _name(self.recipe.vision_ladder)
-        for section in ("score", "quality"):
-            value[section]["data"] = _name(value[section]["data"])
+        vision = [] if value["vision"] is None else [value["vision"]["score"]]
+        for section in (value["score"], value["quality"], *vision):
+            section["data"] = _name(section["data"])
         return value
 
     def locate(self, source: str) -> str:
@@ -129,16 +131,16 @@ class _Run:
 
         self.options.on_stage("loading the model", 0.0)
         model = load_model(self.locate(self.recipe.model))
-        scores, data = self.score(model)
-        ladder = self.select(model, scores, data)
+        ladder, scores = self.choose(model, self.recipe.score, self.recipe.select)
+        vision_ladder, vision_scores = self.vision_ladder(model)
         options = BuildOptions(
             data=self.locate_data(self.recipe.quality.data),
             gates=self.gates,
             precision=read_precisions(self.recipe.precision),
-            vision_ladder=self.vision_ladder(),
+            vision_ladder=vision_ladder,
             cache_folder=self.options.cache_folder,
             recipe={"stated": self.stated(), "inputs": inputs},
-            attachments={SCORES_FILE: (dump_json(scores.to_json()) + "\n").encode()},
+            attachments=scores | vision_scores,
         )
         return build_with_summary(
             model,
@@ -150,15 +152,29 @@ class _Run:
             on_stage=lambda what, share: self.options.on_stage(what, _SELECTING_SHARE + (1 - _SELECTING_SHARE) * share),
         )
 
-    def vision_ladder(self) -> DepthLadder | None:
-        path = self.locate_data(self.recipe.vision_ladder)
-        return None if path is None else DepthLadder.from_json(read_json(Path(path)))
+    def vision_ladder(self, model: "LoadedModel") -> tuple[DepthLadder | None, dict[str, bytes]]:
+        """Levels of the vision side, read or made, and the scores that they rest on, as files of the bundle."""
+        section, path = self.recipe.vision, self.locate_data(self.recipe.vision_ladder)
+        if section is None:
+            return None if path is None else DepthLadder.from_json(read_json(Path(path))), {}
+        given = section.score.model_fields_set
+        own = self.recipe.score
+        same = {name: getattr(own, name) for name in ("data", "num_samples", "seed") if name not in given}
+        return self.choose(model, section.score.model_copy(update=same), section.select, vision=True)
 
-    def score(self, model: "LoadedModel") -> "tuple[BlockScores, Dataset]":
+    def choose(
+        self, model: "LoadedModel", score: ScoreSection, select: SelectSection, *, vision: bool = False
+    ) -> tuple[DepthLadder, dict[str, bytes]]:
+        """A ladder by two sections of the recipe, and its scores as a file of the bundle."""
+        scores, data = self.score(model, score, vision=vision)
+        ladder = self.select(model, scores, data.take(score.num_samples or len(data), score.seed), select)
+        file = VISION_SCORES_FILE if vision else SCORES_FILE
+        return ladder, {file: (dump_json(scores.to_json()) + "\n").encode()}
+
+    def score(self, model: "LoadedModel", section: ScoreSection, *, vision: bool) -> "tuple[BlockScores, Dataset]":
         from blockexport.datasets import load_dataset  # noqa: PLC0415
         from blockexport.pipeline.score_cache import cached_scores  # noqa: PLC0415
 
-        section = self.recipe.score
         source = self.locate_data(section.data) or (model.spec.name if model.spec.name.startswith("demo:") else None)
         if source is None:
             msg = f"the recipe names no data to score {model.spec.name} on; add `data` to its section [score]"
@@ -171,6 +187,7 @@ class _Run:
             protected=section.protected,
             seed=section.seed,
             num_samples=section.num_samples,
+            vision=vision,
             cache_folder=self.options.cache_folder,
             on_progress=lambda done, total: self.options.on_stage(
                 "scoring blocks", _SCORING_SHARE * done / max(total, 1)
@@ -178,14 +195,14 @@ class _Run:
         )
         return scores, data
 
-    def select(self, model: "LoadedModel", scores: "BlockScores", data: "Dataset") -> "DepthLadder":
+    def select(
+        self, model: "LoadedModel", scores: "BlockScores", data: "Dataset", section: SelectSection
+    ) -> DepthLadder:
         from blockexport.pipeline.depths import auto_depths  # noqa: PLC0415
         from blockexport.selection import select  # noqa: PLC0415
 
-        section = self.recipe.select
         self.options.on_stage("selecting blocks", _SCORING_SHARE)
         auto = auto_depths(scores, section.strategy, section.min_depth)
-        subset = data.take(self.recipe.score.num_samples or len(data), self.recipe.score.seed)
         return select(
             scores,
             depths=auto if section.depths == "auto" else section.depths,
@@ -195,7 +212,7 @@ class _Run:
             beam_width=section.beam_width,
             beam_depth=section.beam_depth,
             model=model,
-            data=subset,
+            data=data,
             on_progress=lambda done, total: self.options.on_stage(
                 "selecting blocks", _SCORING_SHARE + (_SELECTING_SHARE - _SCORING_SHARE) * done / max(total, 1)
             ),

@@ -20,6 +20,7 @@ def cached_scores(
     protected: Sequence[int] = (),
     seed: int = 0,
     num_samples: int | None = None,
+    vision: bool = False,
     cache_folder: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BlockScores:
@@ -32,6 +33,7 @@ def cached_scores(
         protected: blocks that must stay.
         seed: of the draw of the samples.
         num_samples: samples to use; None for all.
+        vision: score the vision side's blocks.
         cache_folder: where scores are kept; None to measure in any case.
         on_progress: called with (steps done, steps in all).
 
@@ -47,16 +49,20 @@ def cached_scores(
             protected=protected,
             seed=seed,
             num_samples=num_samples,
+            vision=vision,
             resume_path=resume_path,
             on_progress=on_progress,
         )
 
     if cache_folder is None:
         return measure(None)
+    side = model.vision_side if vision else None
+    num_blocks = model.num_blocks if side is None else side.num_blocks
+    digest = model.spec.vision_scores_digest if vision else model.spec.digest
     key = digest_value(
         {
             "method": method,
-            "model": model.spec.digest,
+            "model": digest,
             "data": data.digest,
             "protected": sorted(set(protected)),
             "seed": seed,
@@ -66,7 +72,7 @@ def cached_scores(
         }
     )
     path = cache_folder / "scores" / f"{key}.json"
-    found = _read(path, model)
+    found = _read(path, digest, num_blocks)
     if found is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = measure(path.with_suffix(".unfinished"))
@@ -74,12 +80,12 @@ def cached_scores(
     return found
 
 
-def _read(path: Path, model: LoadedModel) -> BlockScores | None:
+def _read(path: Path, digest: str, num_blocks: int) -> BlockScores | None:
     """A cache entry, or None when there is none that can be used: a damaged one is measured again."""
     if not path.is_file():
         return None
     try:
-        found = BlockScores.from_json(read_json(path), model.num_blocks)
+        found = BlockScores.from_json(read_json(path), num_blocks)
     except ConfigError:
         return None
-    return found if found.model == model.spec.digest else None
+    return found if found.model == digest else None

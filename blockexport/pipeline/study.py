@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ Stage = Callable[[str, float], None]
 """Called with what begins and the share of the study that is done, 0 to 1."""
 
 # Rough shares of the time, for the progress bar only.
-_SCORING_ENDS, _GREEDY_ENDS = 0.4, 0.65
+_SCORING_ENDS, _SEARCH_ENDS = 0.4, 0.65
 _TEST_BATCH = 16
 
 
@@ -40,7 +41,7 @@ class StudySize:
 
     Attributes:
         selection: for the scores.
-        greedy: for greedy selection, which runs the model some hundred times.
+        greedy: for greedy and beam selection, which run the model some hundred times.
         test: for the quality of each choice.
     """
 
@@ -75,12 +76,14 @@ def run_study(
     protected: Sequence[int] = (),
     seed: int = 66,
     num_samples: StudySize | None = None,
+    beam_width: int | None = None,
     on_stage: Stage | None = None,
 ) -> Study:
     """Choose blocks in every way at every depth, and measure each choice with the masked eager model.
 
     `top_k` is run with each scoring method, `threshold` on loss drops with the threshold that leaves each depth (or
-    the nearest one, when scores are equal), `sequential` and `greedy` without scores.
+    the nearest one, when scores are equal), `sequential` and `greedy` without scores, and so is `beam` if it is asked
+    for: it takes as many times longer than `greedy` as it is wide.
 
     Args:
         model: the model.
@@ -91,19 +94,23 @@ def run_study(
         protected: blocks that stay at every depth.
         seed: of the draw of the samples; the same seed gives the same study.
         num_samples: samples to use; None for what a busy core does in about a minute with a demo model.
+        beam_width: combinations of each size that `beam` goes on with; None for no `beam`.
         on_stage: told what begins.
 
     Raises:
-        ConfigError: an unknown method, or depths or protected blocks that cannot be.
+        ConfigError: an unknown method, a width below 1, or depths or protected blocks that cannot be.
         DataError: data that does not fit the model.
     """
     work = _Work(model, selection_data, test_data, num_samples or _DEFAULT_SIZES[model.spec.kind], seed, on_stage)
+    if beam_width is not None and beam_width < 1:
+        msg = f"beam_width is {beam_width}; give at least 1"
+        raise ConfigError(msg)
     counts = [count for count in resolve_depths(depths, model.num_blocks)[0] if count < model.num_blocks]
     unscored = _unscored(model, tuple(sorted(set(protected))))
     # Depths that cannot be are refused here, not after a minute of scoring.
     check_depths(counts, unscored, min_depth=1)
     scores = work.score(methods, protected)
-    choices = work.choose(counts, scores, unscored)
+    choices = work.choose(counts, scores, unscored, beam_width)
     return Study(
         model=model.spec.name,
         model_digest=model.spec.digest,
@@ -143,7 +150,9 @@ class _Work:
             scores.append(score(self._model, method=name, data=self.chosen_on, protected=protected, seed=self._seed))
         return scores
 
-    def choose(self, counts: Sequence[int], scores: Sequence[BlockScores], unscored: BlockScores) -> list[_Choice]:
+    def choose(
+        self, counts: Sequence[int], scores: Sequence[BlockScores], unscored: BlockScores, beam_width: int | None
+    ) -> list[_Choice]:
         """Every choice, the full model first."""
         choices = [_Choice(FULL, "", DepthMask.full(unscored.num_blocks))]
         if not counts:
@@ -152,26 +161,39 @@ class _Work:
             choices += _by_scores(by_method, counts)
         ladder = select(unscored, depths=counts, strategy="sequential")
         choices += [_Choice("sequential", "", level.mask) for level in ladder.levels]
-        self._tell("selecting greedily", _SCORING_ENDS)
-        span = _GREEDY_ENDS - _SCORING_ENDS
-        ladder = select(
-            unscored,
-            depths=counts,
-            strategy="greedy",
-            objective=kl_objective(self._model, self._greedy_on),
-            on_progress=lambda done, total: self._tell("selecting greedily", _SCORING_ENDS + span * done / total),
-        )
-        return choices + [_Choice("greedy", "", level.mask) for level in ladder.levels]
+        return choices + self._search(counts, unscored, beam_width)
+
+    def _search(self, counts: Sequence[int], unscored: BlockScores, beam_width: int | None) -> list[_Choice]:
+        """What is found by measuring combinations."""
+        widths = {"greedy": None} if beam_width is None else {"greedy": None, "beam": beam_width}
+        span = (_SEARCH_ENDS - _SCORING_ENDS) / len(widths)
+        choices = []
+        for index, (strategy, width) in enumerate(widths.items()):
+            what, begin = f"selecting by {strategy}", _SCORING_ENDS + span * index
+            self._tell(what, begin)
+            ladder = select(
+                unscored,
+                depths=counts,
+                strategy=strategy,
+                beam_width=width,
+                objective=kl_objective(self._model, self._greedy_on),
+                on_progress=partial(self._tell_share, what, begin, span),
+            )
+            choices += [_Choice(strategy, "", level.mask) for level in ladder.levels]
+        return choices
+
+    def _tell_share(self, what: str, begin: float, span: float, done: int, total: int) -> None:
+        self._tell(what, begin + span * done / total)
 
     def measure(self, choices: Sequence[_Choice]) -> tuple[StudyRow, ...]:
         """A row for each choice."""
         what = "measuring every choice"
-        self._tell(what, _GREEDY_ENDS)
+        self._tell(what, _SEARCH_ENDS)
         qualities = measure_masks(
             self._model,
             [choice.mask for choice in choices],
             self.judged_on,
-            on_progress=lambda share: self._tell(what, _GREEDY_ENDS + (1 - _GREEDY_ENDS) * share),
+            on_progress=lambda share: self._tell(what, _SEARCH_ENDS + (1 - _SEARCH_ENDS) * share),
         )
         return tuple(
             StudyRow(choice.strategy, choice.method, choice.mask.depth, choice.mask.kept, qualities[choice.mask])

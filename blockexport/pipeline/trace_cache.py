@@ -47,8 +47,9 @@ def marked_graph(
 def _key(spec: ModelSpec, target: str) -> str:
     state = hashlib.sha256(f"{target}:{spec.kind}:{spec.digest}:{installed_versions(_TOOLS)}".encode())
     # The exporting code is part of what makes a trace; a version number alone would keep stale ones in development.
-    for source in sorted((Path(__file__).parent.parent / "export").rglob("*.py")):
-        state.update(source.read_bytes())
+    for folder in ("export", "models"):
+        for source in sorted((Path(__file__).parent.parent / folder).rglob("*.py")):
+            state.update(source.read_bytes())
     return state.hexdigest()
 
 

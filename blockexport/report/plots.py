@@ -14,6 +14,7 @@ from blockexport.report.style import ACCENT, BAD, GOOD, NEUTRAL, Theme, save_png
 # One colour and mark for each choice, the same in every plot. Threshold shares the colour of the scores it rests on.
 _LINES: dict[tuple[str, str], tuple[str, str]] = {
     ("greedy", ""): (GOOD, "o"),
+    ("beam", ""): ("#5d6d1e", "d"),
     ("top_k", "loss_drop"): (ACCENT, "s"),
     ("threshold", "loss_drop"): (ACCENT, "s"),
     ("top_k", "accuracy_drop"): ("#8a63d2", "^"),

@@ -227,16 +227,33 @@ class Engines:
         name = self.vision.names[0 if level is None else self.vision.rung(level)]
         return pictures.image_tokens(self.vision.single_pass(name).forward(pictures.engine_inputs))
 
+    def run_prompt(
+        self,
+        level: str,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        pictures: Pictures | None,
+        vision_level: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits (batch, seq, vocab) of prompts (batch, seq), padded on the right, in a cache of their own.
+
+        Raises:
+            BundleError: this host cannot open an engine.
+            RequestError: there is no such level, or not enough memory.
+        """
+        image_tokens = self.encode(pictures, vision_level)
+        shifts = None if pictures is None else pictures.shifts
+        step = StepInputs.prompt(tokens, lengths, all_logits=True, image_tokens=image_tokens, shifts=shifts)
+        return self.decoder(level).bind(self.new_cache(*tokens.shape).rows).step(step)
+
     def whole_pass(self, level: str) -> Forward:
         """Batch inputs, text padded on the right, to the level's output at every position."""
         if self.spec.kind != "decoder":
             return self.single_pass(level).forward
 
         def forward(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-            tokens = inputs["input_ids"]
-            cache = self.new_cache(*tokens.shape)
-            lengths, image_tokens = inputs["attention_mask"].sum(1), self.encode(Pictures.of_batch(inputs))
-            step = StepInputs.prompt(tokens, lengths, all_logits=True, image_tokens=image_tokens)
-            return self.decoder(level).bind(cache.rows).step(step)
+            tokens, lengths = inputs["input_ids"], inputs["attention_mask"].sum(1)
+            pictures = Pictures.of_batch(inputs, None if self.spec.vision is None else self.spec.vision.grid)
+            return self.run_prompt(level, tokens, lengths, pictures)
 
         return forward

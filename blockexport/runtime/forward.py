@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blockexport.core.engine import StepInputs
 from blockexport.core.pictures import PICTURE_INPUTS
 from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
@@ -35,8 +34,5 @@ def run_whole(
         tokens, real = read_prompts(inputs, attention_mask, spec)
         return engines.single_pass(level).forward({"input_ids": tokens, "attention_mask": real.astype(np.int64)})
     batch = PromptBatch.of(spec, inputs, attention_mask, *map(pictures.get, PICTURE_INPUTS))
-    image_tokens = engines.encode(batch.pictures, vision_level)
-    cache = engines.new_cache(*batch.tokens.shape)
-    step = StepInputs.prompt(batch.tokens, batch.lengths, all_logits=True, image_tokens=image_tokens)
-    packed = engines.decoder(level).bind(cache.rows).step(step)
+    packed = engines.run_prompt(level, batch.tokens, batch.lengths, batch.pictures, vision_level)
     return unpack_outputs(packed, read_prompts(inputs, attention_mask, spec)[1])

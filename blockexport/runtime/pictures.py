@@ -49,7 +49,7 @@ def read_pictures(
     if vision is None:
         msg = f"pictures were given, but {spec.name} reads text only; leave pictures out"
         raise RequestError(msg)
-    batch = {"images": _as_batch("images", images, vision.image_shape, len(tokens))}
+    batch = {"images": _images(images, vision, len(tokens))}
     num_crops = batch["images"].shape[1]
     if vision.mask_shape:
         masks = np.ones((len(tokens), num_crops, *vision.mask_shape)) if image_masks is None else image_masks
@@ -59,7 +59,18 @@ def read_pictures(
     else:
         places = _as_batch("image_input_idx", image_input_idx, (vision.num_pooled,), len(tokens), num_crops)
     batch["image_input_idx"] = _among_real(places, real)
-    return Pictures.of_batch(batch)
+    return Pictures.of_batch(batch, vision.grid)
+
+
+def _images(images: Any, vision: VisionSpec, num_rows: int) -> NDArray[Any]:
+    try:
+        return _as_batch("images", images, vision.image_shape, num_rows)
+    except RequestError as error:
+        if vision.grid is None:
+            raise
+        rows, columns = vision.grid
+        msg = f"{error}; its engine reads pictures of {rows} x {columns} image tokens only, resize them to that"
+        raise RequestError(msg) from error
 
 
 def _as_batch(

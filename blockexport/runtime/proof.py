@@ -31,7 +31,7 @@ def check_level(engines: Engines, level: str, cases: Sequence[ParityCase]) -> tu
     if engines.spec.kind == "decoder":
         side = engines.vision
         vision = None if side is None else side.single_pass(side.names[0])
-        return check_decoder(engines.decoder(level), engines.layout(level), cases, vision)
+        return check_decoder(engines.decoder(level), engines.layout(level), cases, vision, engines.spec.vision)
     return check_single_pass(engines.single_pass(level), cases)
 
 

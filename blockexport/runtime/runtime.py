@@ -243,6 +243,7 @@ class Runtime:
             prompts.tokens,
             prompts.lengths,
             image_tokens=image_tokens,
+            shifts=None if prompts.pictures is None else prompts.pictures.shifts,
             sampling=sampling,
             chunk_tokens=chunk_tokens,
             release=self._keep,

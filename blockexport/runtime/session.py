@@ -1,6 +1,6 @@
 """One batch being continued, token by token, at a level that may change between any two of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.engine import StepInputs
-from blockexport.core.pictures import ImageTokens
+from blockexport.core.pictures import ImageTokens, chunk_end
+from blockexport.core.positions import PositionShifts
 from blockexport.errors import RequestError
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.sampling import Sampling, choose
@@ -33,6 +34,7 @@ class Session:
         tokens: prompts (batch, tokens), padded on the right.
         lengths: real tokens of each row, (batch,).
         image_tokens: what joins the prompts, for a model that reads pictures.
+        shifts: what these do to positions, for a model that counts rows and columns.
         sampling: how `step` draws tokens.
         chunk_tokens: run at most this many prompt tokens at a time, row after row; None for whole prompts at once.
         release: called with the workspace when the session is closed.
@@ -52,6 +54,7 @@ class Session:
         lengths: NDArray[np.int64],
         *,
         image_tokens: ImageTokens | None = None,
+        shifts: PositionShifts | None = None,
         sampling: Sampling | None = None,
         chunk_tokens: int | None = None,
         release: Callable[[Workspace], None] | None = None,
@@ -69,6 +72,7 @@ class Session:
         self._release = release
         self._is_closed = False
         self._image_tokens = image_tokens
+        self._shifts = shifts
         self._start(tokens, lengths)
         self.switches: tuple[tuple[int, str], ...] = ()
         self.prepare(level)
@@ -89,6 +93,8 @@ class Session:
         self._positions[:] = lengths - 1
         self._last_tokens[:] = tokens[np.arange(len(tokens)), self._positions]
         decode.total_tokens[...] = self._longest
+        if decode.position_shifts is not None:
+            decode.position_shifts[...] = 0 if self._shifts is None else self._shifts.behind_tokens(1)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -219,7 +225,7 @@ class Session:
             spans = enumerate(zip(first.tolist(), lengths.tolist(), strict=True))
             logits = np.stack([self._run_row(row, history[row : row + 1], *span) for row, span in spans])
         else:
-            step = StepInputs.prompt(history, lengths, image_tokens=self._image_tokens)
+            step = StepInputs.prompt(history, lengths, image_tokens=self._image_tokens, shifts=self._shifts)
             logits = self._workspace.prompting(self.level).step(step)[:, 0]
         self.cache.extend(self._rung, lengths - first)
         self._is_behind = False
@@ -236,12 +242,22 @@ class Session:
         """Run tokens (1, longest) of one row from `first` on; logits (vocab,) behind the last."""
         bound = self._workspace.prompting(self.level, row)
         logits = np.empty(0, np.float32)
-        size = self._chunk_tokens or length
-        for begin in range(first, length, size):
-            end = min(begin + size, length)
+        for begin, end in self._chunks(tokens[0, :length], first):
             joining = None if self._image_tokens is None else self._image_tokens.within(row, begin, end)
-            logits = bound.step(StepInputs.following(tokens[:, begin:end], np.array([begin]), joining))[0, 0]
+            shifts = None if self._shifts is None else self._shifts.columns(begin, end, row)
+            step = StepInputs.following(tokens[:, begin:end], np.array([begin]), joining, shifts)
+            logits = bound.step(step)[0, 0]
         return logits
+
+    def _chunks(self, tokens: NDArray[np.int64], first: int) -> Iterator[tuple[int, int]]:
+        """Where to part the tokens (length,) of a row from `first` on."""
+        vision, length = self._engines.spec.vision, len(tokens)
+        while first < length:
+            end = min(first + (self._chunk_tokens or length), length)
+            if vision is not None:
+                end = chunk_end(tokens, end, vision.mutual_tokens)
+            yield first, end
+            first = end
 
     def close(self) -> None:
         """Give the memory back for the next session; nothing can be run any more."""

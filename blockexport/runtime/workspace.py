@@ -3,6 +3,7 @@
 import numpy as np
 
 from blockexport.core.engine import BoundDecoder, StepInputs
+from blockexport.core.positions import NUM_AXES
 from blockexport.runtime.engines import Engines
 
 
@@ -33,6 +34,7 @@ class Workspace:
             logits_index=np.zeros((batch, 1), np.int64),
             last_position=np.zeros(batch, np.int32),
             last_slots=self.cache.slots_by_block(),
+            position_shifts=np.zeros((NUM_AXES, batch, 1), np.int64) if engines.spec.has_axes else None,
         )
 
     def decoding(self, level: str) -> BoundDecoder:

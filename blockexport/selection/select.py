@@ -50,7 +50,8 @@ def select(
             `depths` is taken as the thresholds.
         min_depth: no level is shallower.
         model: for `greedy` and `beam` without `objective`.
-        data: for the same: what `models.objective.kl_objective` measures divergence on.
+        data: for the same: what `models.objective.kl_objective` measures divergence on. Scores of a vision side choose
+            its blocks, by what the whole model then says.
         objective: for `greedy` and `beam`: how bad the model is under a mask.
         beam_width: for `beam`: combinations of each size that it goes on with; 3 when None.
         beam_depth: for `beam`: removals that one decision looks ahead; to the next level when None.
@@ -121,7 +122,10 @@ def _default_objective(
     from blockexport.models.objective import kl_objective  # noqa: PLC0415
 
     loaded = as_loaded(model)
-    if scores.num_blocks != loaded.num_blocks or scores.model not in ("", loaded.spec.digest):
+    side = loaded.vision_side
+    is_of_side = side is not None and scores.model == loaded.spec.vision_scores_digest
+    scored = side if side is not None and is_of_side else loaded
+    if scores.num_blocks != scored.num_blocks or not (is_of_side or scores.model in ("", loaded.spec.digest)):
         msg = f"the scores are of another model than {loaded.spec.name}; score this model first"
         raise ScoresError(msg)
-    return kl_objective(loaded, data)
+    return kl_objective(loaded, data, vision=is_of_side)

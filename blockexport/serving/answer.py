@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.pictures import ImageTokens, Pictures
+from blockexport.core.positions import PositionShifts
 from blockexport.runtime.sampling import Sampling, choose
 
 
@@ -47,6 +48,11 @@ class Answer:
         self.stopped = False
         self._on_token = on_token
         self._rng = np.random.default_rng(sampling.seed)
+
+    @property
+    def shifts(self) -> PositionShifts | None:
+        """What its pictures do to positions, for a model that counts rows and columns."""
+        return None if self.pictures is None else self.pictures.shifts
 
     @property
     def most_tokens(self) -> int:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockexport.core.engine import BoundDecoder, KvRow, StepInputs, empty_rows
+from blockexport.core.model import ModelSpec
+from blockexport.core.positions import NUM_AXES
 from blockexport.runtime.engines import Engines
 
 _MOST_SPANS = 32
@@ -81,7 +83,7 @@ class CacheRows:
         if span is None:
             if len(self._spans) >= _MOST_SPANS:
                 self._spans.pop(next(iter(self._spans)))
-            span = Span(self._slice(first, end), _step_arrays(end - first), {})
+            span = Span(self._slice(first, end), _step_arrays(end - first, self._engines.spec), {})
             self._spans[first, end] = span
         if level not in span.bound:
             span.bound[level] = self._bind(level, span.rows)
@@ -101,7 +103,7 @@ class CacheRows:
         return self._engines.decoder(self._engines.names[level]).bind(rows)
 
 
-def _step_arrays(num_rows: int) -> StepInputs:
+def _step_arrays(num_rows: int, spec: ModelSpec) -> StepInputs:
     def column() -> NDArray[np.int64]:
         return np.zeros((num_rows, 1), np.int64)
 
@@ -111,4 +113,5 @@ def _step_arrays(num_rows: int) -> StepInputs:
         total_tokens=np.zeros((), np.int32),
         logits_index=column(),
         last_position=np.zeros(num_rows, np.int32),
+        position_shifts=np.zeros((NUM_AXES, num_rows, 1), np.int64) if spec.has_axes else None,
     )

@@ -73,7 +73,9 @@ class RuntimeEngine:
         self._read_pictures(answer, level)
         end = first + num_tokens
         joining = None if answer.image_tokens is None else answer.image_tokens.within(0, first, end)
-        inputs = StepInputs.following(np.array([answer.tokens[first:end]], np.int64), np.array([first]), joining)
+        shifts = None if answer.shifts is None else answer.shifts.columns(first, end)
+        tokens = np.array([answer.tokens[first:end]], np.int64)
+        inputs = StepInputs.following(tokens, np.array([first]), joining, shifts)
         logits, _ = self._run(level, lambda: self.cache.prompting(level, row).step(inputs), (1, 1))
         answer.logits = logits[0].copy()
 
@@ -199,3 +201,5 @@ def _set(inputs: StepInputs, answers: Sequence[Answer]) -> None:
         inputs.position_ids[row, 0] = inputs.last_position[row] = position
         longest = max(longest, position + 1)
     inputs.total_tokens[...] = longest
+    if inputs.position_shifts is not None:
+        inputs.position_shifts[...] = [[0 if answer.shifts is None else answer.shifts.behind[0]] for answer in answers]

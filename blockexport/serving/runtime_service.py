@@ -70,7 +70,8 @@ class RuntimeService:
         policy: name of a policy of `routing.steps.registry`.
         max_rows: most requests that share a step.
         max_waiting: most requests that wait.
-        max_stall_ms: longest time that a piece of a prompt may hold up running answers; None for whole prompts.
+        max_stall_ms: longest time that a piece of a prompt may hold up running answers; None for whole prompts, which
+            models get whose image tokens see those behind them.
         alpha: share of requests that may take longer than the bound they are promised.
         hang_s: longest that one call of an engine may take.
         on_plan: told of each decision, in the service's thread.
@@ -106,6 +107,7 @@ class RuntimeService:
         self._engine = RuntimeEngine(runtime.engines, max_rows, lambda: bool(self._inbox), hang_s=hang_s)
         self._on_plan = on_plan
         self._trace = None if trace is None else TraceFile(trace, self.ladder)
+        vision = runtime.spec.vision
         self._scheduler = Scheduler(
             self._engine,
             resolve_step_policy(policy, self.ladder),
@@ -115,7 +117,8 @@ class RuntimeService:
             clock=now_ms,
             max_rows=max_rows,
             max_waiting=max_waiting,
-            max_stall_ms=max_stall_ms,
+            # What sees tokens behind it comes to an engine in one call.
+            max_stall_ms=None if vision is not None and vision.mutual_tokens else max_stall_ms,
             on_end=self._ended,
             on_plan=self._planned,
             on_ran=self._ran,

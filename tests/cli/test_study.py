@@ -11,14 +11,14 @@ from blockexport.core.study import Study
 def studied(cli: Any, workspace: Any) -> Any:
     data = ("--data", workspace.data, "--test-data", workspace.data)
     out = workspace.folder / "study.json"
-    return cli("study", workspace.model, *data, "--depths", "2", "--out", out, "--json")
+    return cli("study", workspace.model, *data, "--depths", "2", "--beam-width", "2", "--out", out, "--json")
 
 
 def test_the_document_is_the_file(studied: Any, workspace: Any) -> None:
     assert studied.code == 0
     assert studied.value == json.loads((workspace.folder / "study.json").read_text())
     rows = Study.from_json(studied.value).rows
-    assert {row.strategy for row in rows} >= {"full", "top_k", "sequential", "greedy"}
+    assert {row.strategy for row in rows} >= {"full", "top_k", "sequential", "greedy", "beam"}
     assert {row.depth for row in rows} == {4, 2}
 
 

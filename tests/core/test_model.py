@@ -29,3 +29,6 @@ def test_pictures_are_named():
     assert written["vision"]["num_pooled"] == 4
     assert written["num_extra_tokens"] == 5
     assert ModelSpec(**written) == spec
+    assert "grid" not in written["vision"]
+    counted = spec.model_copy(update={"vision": VISION.model_copy(update={"grid": (2, 2)})})
+    assert ModelSpec(**counted.to_json()) == counted

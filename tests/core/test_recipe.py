@@ -33,6 +33,13 @@ def test_counts_stay_counts_and_fractions_fractions(tmp_path: Path) -> None:
     assert [(type(depth), depth) for depth in depths] == [(int, 1), (float, 1.0), (float, 0.5)]
 
 
+def test_a_vision_side_is_chosen_for_only_where_it_says_so(tmp_path: Path) -> None:
+    assert read(MINIMAL, tmp_path).vision is None
+    vision = read(MINIMAL + '[vision.score]\nmethod = "loss_drop"\n', tmp_path).vision
+    assert vision is not None
+    assert (vision.score.method, vision.select.depths) == ("loss_drop", "auto")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -48,6 +55,9 @@ def test_counts_stay_counts_and_fractions_fractions(tmp_path: Path) -> None:
         (MINIMAL + "[gates]\nmax_build_seconds = nan\n", ["gates.max_build_seconds"]),
         (MINIMAL + "[gates]\nmax_build_seconds = -1\n", ["gates.max_build_seconds"]),
         (MINIMAL + "[gates.min_quality]\naccuracy = inf\n", ["gates.min_quality.accuracy"]),
+        (MINIMAL + "[vision.score]\nsamples = 3\n", ["'vision.score.samples'", "num_samples"]),
+        (MINIMAL + "[vision]\nladder = 3\n", ["'vision.ladder'", "score, select"]),
+        (MINIMAL + 'vision_ladder = "l.json"\n[vision.select]\ndepths = [2]\n', ["r.toml: vision_ladder", "keep one"]),
         ("model = \n", ["not valid TOML"]),
         ("[score\n", ["not valid TOML"]),
     ],

@@ -23,7 +23,7 @@ from blockexport.cli.app import app
 from blockexport.core.engine import StepInputs
 from blockexport.core.masks import DepthLadder, DepthMask
 from blockexport.core.parity import tolerance_of
-from blockexport.core.pictures import ImageTokens
+from blockexport.core.pictures import PICTURE_INPUTS, ImageTokens
 from blockexport.errors import ConfigError, RequestError
 from blockexport.export.audit import audit
 from blockexport.export.parity import check_decoder, check_single_pass
@@ -33,12 +33,18 @@ from blockexport.masking.oracle import _InDouble
 from blockexport.models.demos.digits_molmo.tokenizer import train_tokenizer
 from blockexport.models.loaded import LoadedModel
 from blockexport.pipeline.build import BuildOptions
+from blockexport.routing.contract import Contract
+from blockexport.routing.ticket import Ticket
 from blockexport.runtime import Runtime
 from blockexport.runtime.processor import load_processor
+from blockexport.runtime.prompt_batch import PromptBatch
 from blockexport.runtime.proof import recorded_cases
+from blockexport.runtime.sampling import Sampling
 from blockexport.runtime.verify import verify_bundle
+from blockexport.serving.answer import Answer
+from blockexport.serving.runtime_engine import RuntimeEngine
 from blockexport.testing.tiny_molmo import MolmoSizes, write_tiny_molmo
-from blockexport.testing.tiny_vlms import tiny_llava
+from blockexport.testing.tiny_vlms import tiny_llava, tiny_molmo2, tiny_qwen2_vl
 
 NEW_TOKENS = 5
 LENGTHS = (7, 5, 9)
@@ -59,7 +65,9 @@ PREPROCESSING = {
     "image_token_length_h": 3,
     "image_token_length_w": 3,
 }
-CHECKPOINTS = ("llava", "pre-norm", "mixture")
+CHECKPOINTS = ("llava", "molmo2", "qwen2-vl", "pre-norm", "mixture")
+
+NATIVE = {"llava": tiny_llava, "molmo2": tiny_molmo2, "qwen2-vl": tiny_qwen2_vl}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -76,8 +84,8 @@ class Served:
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "llava":
-        tiny_llava(num_blocks=3, vision_blocks=4).save_pretrained(folder / "model")
+    if request.param in NATIVE:
+        NATIVE[request.param](num_blocks=3, vision_blocks=4).save_pretrained(folder / "model")
     else:
         write_tiny_molmo(folder / "model", request.param, SIZES)
         TOKENIZER.save(str(folder / "model" / "tokenizer.json"))
@@ -105,11 +113,8 @@ def attention_mask(prompts: MadeUpPrompts) -> NDArray[np.int64]:
 
 def eager_arguments(model: LoadedModel, prompts: MadeUpPrompts) -> dict[str, torch.Tensor]:
     pictures = {name: torch.from_numpy(array) for name, array in prompts.pictures.items()}
-    return {
-        "input_ids": torch.from_numpy(prompts.tokens),
-        "attention_mask": torch.from_numpy(attention_mask(prompts)),
-        **model.arguments(pictures),
-    }
+    text = {"input_ids": prompts.tokens, "attention_mask": attention_mask(prompts)}
+    return model.arguments({name: torch.from_numpy(array) for name, array in text.items()} | pictures)
 
 
 def generate_eagerly(model: LoadedModel, prompts: MadeUpPrompts) -> list[list[int]]:
@@ -162,10 +167,70 @@ def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any)
     assert engines.vision is not None
     side = engines.vision.single_pass(engines.vision.names[0])
     cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
-    records = check_decoder(Misplacing(engines.decoder(level), change), engines.layout(level), cases, side)
+    runner = Misplacing(engines.decoder(level), change)
+    records = check_decoder(runner, engines.layout(level), cases, side, engines.spec.vision)
     passed = {record.check: record.passed for record in records}
     assert len(passed) == 8
     assert all(ok == (not check.startswith("pictures-")) for check, ok in passed.items())
+
+
+@pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
+def test_the_gate_stops_positions_that_do_not_count_rows_and_columns(served: Served) -> None:
+    engines, level = served.runtime.engines, served.ladder.levels[0].name
+    vision = engines.spec.vision
+    assert engines.vision is not None
+    assert vision is not None
+    side = engines.vision.single_pass(engines.vision.names[0])
+    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
+    for grid in (None, (3, 2), (1, 6)):
+        other = vision.model_copy(update={"grid": grid})
+        records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, other)
+        assert all(record.passed == (not record.check.startswith("pictures-")) for record in records)
+
+
+@pytest.mark.parametrize("served", ["molmo2"], indirect=True)
+def test_the_gate_sees_whether_what_belongs_together_comes_together(served: Served) -> None:
+    engines, level = served.runtime.engines, served.ladder.levels[0].name
+    vision = engines.spec.vision
+    assert engines.vision is not None
+    assert vision is not None
+    side = engines.vision.single_pass(engines.vision.names[0])
+    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
+    parted = vision.model_copy(update={"mutual_tokens": ()})
+    records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, parted)
+    assert [record.check for record in records if not record.passed] == ["pictures-chunked"]
+
+
+@pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
+def test_a_picture_of_another_size_is_refused(served: Served) -> None:
+    prompts = prompts_of(served.model, LENGTHS[:1])
+    pictures = prompts.pictures | {"images": np.zeros((1, 2, 28, 24), np.float32)}
+    with pytest.raises(RequestError, match="reads pictures of 2 x 3 image tokens only"):
+        served.runtime.generate(prompts.tokens, 1, **pictures)
+
+
+@pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
+def test_rows_of_the_service_go_on_behind_their_pictures(served: Served) -> None:
+    """Requests that share steps: one with two pictures, one with one, one of text, in steps of a few tokens."""
+    prompts = MadeUpPrompts.with_pictures(served.model.spec, LENGTHS, np.random.default_rng(3))
+    engine = RuntimeEngine(served.runtime.engines, 3)
+    tickets, answers = [], []
+    for number in range(3):
+        alone = prompts.row(number)
+        batch = PromptBatch.of(served.model.spec, alone.tokens, None, *map(alone.pictures.get, PICTURE_INPUTS))
+        size = len(batch.tokens[0])
+        ticket = Ticket(number, 0.0, size, NEW_TOKENS, Contract(), (1.0,), None, 0, (0.0, 0.0))  # type: ignore[arg-type]
+        answer = Answer(batch.tokens[0], NEW_TOKENS, Sampling(), frozenset(), lambda *_: None, batch.pictures)
+        engine.open(ticket, answer)
+        for first in range(0, size, 4):
+            engine.extend(ticket, 0, first, min(4, size - first))
+        engine.begin(ticket)
+        tickets.append(ticket)
+        answers.append(answer)
+    engine.decode(tickets, 0, NEW_TOKENS - 1)
+    engine.close()
+    found = [answer.tokens[answer.num_prompt :] for answer in answers]
+    assert found == generate_eagerly(served.model, prompts.padded_left)
 
 
 def test_the_gates_stop_a_vision_side_of_another_depth(served: Served) -> None:

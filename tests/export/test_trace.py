@@ -116,7 +116,8 @@ def test_a_causal_trunk_without_a_head_is_refused() -> None:
 
 @pytest.mark.parametrize("window", [ops.NO_WINDOW, 2])
 @pytest.mark.parametrize("softcap", [ops.NO_SOFTCAP, 0.5])
-def test_cached_attention_in_steps_is_attention_in_one_go(window: int, softcap: float) -> None:
+@pytest.mark.parametrize("mutual", [(), (0, 2), (4, 5)])
+def test_cached_attention_in_steps_is_attention_in_one_go(window: int, softcap: float, mutual: tuple[int, ...]) -> None:
     """The operator's eager form defines what engines must do, so it is held to the definition of attention."""
     source = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 6, 4, generator=source) for heads in (4, 2, 2))
@@ -125,6 +126,8 @@ def test_cached_attention_in_steps_is_attention_in_one_go(window: int, softcap: 
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     distance = torch.arange(6)[:, None] - torch.arange(6)
     visible = (distance >= 0) & (distance < (window if window > 0 else 6))
+    is_mutual = torch.isin(torch.arange(6), torch.tensor(mutual))
+    visible |= is_mutual[:, None] & is_mutual
     wanted = (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ values).transpose(1, 2).flatten(2)
     past = torch.full((2, 2, 9, 4), 1e3), torch.full((2, 2, 9, 4), 1e3)
     found = []
@@ -132,7 +135,14 @@ def test_cached_attention_in_steps_is_attention_in_one_go(window: int, softcap: 
         last = torch.full((2,), step.stop - 1, dtype=torch.int32)
         part = (tensor[:, :, step] for tensor in (query, key, value))
         out, *past = ops.cached_attention(
-            *part, *past, last, torch.tensor(step.stop, dtype=torch.int32), 0.3, window, softcap
+            *part,
+            *past,
+            last,
+            torch.tensor(step.stop, dtype=torch.int32),
+            0.3,
+            window,
+            softcap,
+            is_mutual[step].repeat(2, 1) if mutual else None,
         )
         found.append(out)
     torch.testing.assert_close(torch.cat(found, 1), wanted, atol=1e-5, rtol=0)

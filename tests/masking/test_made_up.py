@@ -9,6 +9,7 @@ ADDING = VisionSpec(
     num_blocks=1, block_path="tower", image_shape=(6, 5), mask_shape=(6,), num_pooled=4, hidden_size=3, joins="add"
 )
 REPLACING = ADDING.model_copy(update={"mask_shape": (), "joins": "replace", "image_token": 7})
+ON_GRIDS = REPLACING.model_copy(update={"grid": (2, 2)})
 LENGTHS = (5, 3, 6)
 
 
@@ -41,15 +42,22 @@ def test_rows_have_two_one_and_no_crop_and_their_words(vision: VisionSpec) -> No
     assert ((prompts.pictures["images"] == -1).all((2, 3)) == ~is_crop).all()
 
 
-def test_a_token_that_stands_for_pictures_stands_for_nothing_else() -> None:
-    prompts = prompts_of(REPLACING)
+def test_a_word_parts_pictures_whose_positions_are_counted() -> None:
+    prompts = prompts_of(ON_GRIDS)
+    assert prompts.pictures["image_input_idx"][0].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
+    assert prompts.lengths.tolist() == [13, 7, 6]
+
+
+@pytest.mark.parametrize("vision", [REPLACING, ON_GRIDS])
+def test_a_token_that_stands_for_pictures_stands_for_nothing_else(vision: VisionSpec) -> None:
+    prompts = prompts_of(vision)
     columns = prompts.pictures["image_input_idx"]
     for row, tokens in enumerate(prompts.tokens):
         real = tokens[: prompts.lengths[row]]
         assert np.flatnonzero(real == 7).tolist() == sorted(columns[row][columns[row] >= 0].tolist())
 
 
-@pytest.mark.parametrize("vision", [ADDING, REPLACING])
+@pytest.mark.parametrize("vision", [ADDING, REPLACING, ON_GRIDS])
 def test_padding_in_front_and_single_rows_say_the_same(vision: VisionSpec) -> None:
     prompts = prompts_of(vision)
     left, width = prompts.padded_left, prompts.tokens.shape[1]

@@ -81,5 +81,7 @@ def test_digest_sees_every_tensor_and_the_configuration() -> None:
 def test_pictures_for_an_architecture_whose_pictures_no_adapter_knows() -> None:
     """transformers would pass over them, or read them by the module's own vision side, which no engine is made of."""
     model = wrap_module(tiny_model("llama"))
-    with pytest.raises(RequestError, match=r"reads text only; leave pictures out, .* an adapter knows: llava, molmo$"):
+    with pytest.raises(
+        RequestError, match=r"reads text only; leave pictures out, .* an adapter knows: llava, molmo, molmo2, qwen2_vl$"
+    ):
         model(input_ids=torch.zeros(1, 2, dtype=torch.long), pixel_values=torch.zeros(1))

@@ -7,12 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from blockexport.bundle.reader import check_bundle, open_bundle
+from blockexport.core.data import IGNORED_LABEL, Dataset, Sample
+from blockexport.core.masks import DepthMask
 from blockexport.core.scores import BlockScores
 from blockexport.errors import BundleError, ConfigError, DataError, ModelSupportError, QualityError
+from blockexport.masking.made_up import MadeUpPrompts
+from blockexport.masking.masked import masked
+from blockexport.models.forward import run_model
+from blockexport.models.loaded import LoadedModel, wrap_module
+from blockexport.models.loading import load_model
 from blockexport.pipeline.recipe import RecipeOptions, run_recipe
+from blockexport.testing.tiny_vlms import tiny_llava
 
 RECIPE = """
 model = "demo:digits-vit"
@@ -210,3 +220,84 @@ def test_bad_input_leaves_everything_as_it_was(old: str, new: str, error: type[E
         run_recipe(path)
     assert path.read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+PICTURES = """
+model = "model"
+out = "bundle"
+
+[score]
+method = "block_influence"
+data = "none.npz"
+num_samples = 3
+
+[select]
+depths = [3]
+
+[vision.score]
+method = "loss_drop"
+protected = [1]
+
+[vision.select]
+strategy = "greedy"
+depths = [3, 2]
+"""
+
+
+def test_levels_of_a_vision_side_are_scored_and_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llava(num_blocks=3, vision_blocks=4).save_pretrained(tmp_path / "model")
+    (tmp_path / "none.npz").touch()
+    data, given = picture_questions(5), {}
+
+    def build(_model: Any, ladder: Any, *, options: Any, **_: Any) -> None:
+        given.update(ladder=ladder, vision=options.vision_ladder, files=options.attachments, recipe=options.recipe)
+
+    monkeypatch.setattr("blockexport.datasets.load_dataset", lambda *_: data)
+    monkeypatch.setattr("blockexport.pipeline.build_step.build_with_summary", build)
+    for _ in range(2):
+        run_recipe(write(tmp_path, PICTURES), RecipeOptions(cache_folder=tmp_path / "cache"))
+    scores = {name: BlockScores.from_json(json.loads(content)) for name, content in given["files"].items()}
+    text, vision = scores["scores.json"], scores["vision_scores.json"]
+    assert (text.method, text.model, text.num_samples) == ("block_influence", given["ladder"].model, 3)
+    assert (vision.method, vision.model, vision.num_samples) == ("loss_drop", given["vision"].model, 3)
+    assert vision.model == f"{text.model}:vision"
+    assert [level.depth for level in given["vision"].levels] == [3, 2]
+    assert 1 in given["vision"].levels[1].kept
+    wanted = given["vision"].levels[1].mask
+    model = load_model(tmp_path / "model")
+    side, subset = model.vision_side, data.take(3, 0)
+    assert side is not None
+    losses = {skipped: divergence(model, side, skipped, subset) for skipped in (0, 2)}
+    assert wanted.skipped == (min(losses, key=losses.__getitem__),)
+    stated = given["recipe"]["stated"]["vision"]
+    assert (stated["score"]["protected"], stated["select"]["strategy"]) == ([1], "greedy")
+    assert len(list((tmp_path / "cache" / "scores").iterdir())) == 2
+
+
+def divergence(model: LoadedModel, side: LoadedModel, skipped: int, data: Dataset) -> float:
+    """KL from the full model in nats, over the positions that predict a label."""
+    total, count = 0.0, 0
+    for sample in data.samples:
+        (batch,) = Dataset("", (sample,)).batches(1)
+        inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
+        with torch.no_grad():
+            full = run_model(model, inputs).logits[0].log_softmax(-1)
+            with masked(side, DepthMask.full(side.num_blocks).without(skipped)):
+                less = run_model(model, inputs).logits[0].log_softmax(-1)
+        rows = np.flatnonzero(batch.labels[0, 1:] != IGNORED_LABEL)
+        total += float((full.exp() * (full - less)).sum(-1)[rows].sum())
+        count += len(rows)
+    return total / count
+
+
+def picture_questions(count: int) -> Dataset:
+    """Prompts of words around pictures, whose words are to be predicted."""
+    spec = wrap_module(tiny_llava(num_blocks=3, vision_blocks=4)).spec
+    assert spec.vision is not None
+    samples = []
+    for seed in range(count):
+        prompts = MadeUpPrompts.with_pictures(spec, (7,), np.random.default_rng(seed))
+        (tokens,), pictures = prompts.tokens, {name: array[0] for name, array in prompts.pictures.items()}
+        labels = np.where(tokens == spec.vision.image_token, IGNORED_LABEL, tokens)
+        samples.append(Sample({"input_ids": tokens, **pictures}, labels, "exact_match", ""))
+    return Dataset("questions", tuple(samples))

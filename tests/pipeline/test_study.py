@@ -80,6 +80,19 @@ def test_greedy_levels_are_nested(study):
     assert kept[0] > kept[1] > kept[2]
 
 
+def test_beam_is_there_if_it_is_asked_for(study, llama):
+    beam = study_of(llama, methods=("activation",), beam_width=2)
+    found = {row.depth: row.kept for row in beam.rows if row.strategy == "beam"}
+    assert set(found) == {5, 3, 2}
+    # Of one block, a beam of any width finds what is missed least.
+    assert found[5] in {row.kept for row in study.rows if row.strategy == "greedy"}
+    narrow = study_of(llama, methods=("activation",), beam_width=1)
+    by_strategy = {name: [row.kept for row in narrow.rows if row.strategy == name] for name in ("greedy", "beam")}
+    assert by_strategy["greedy"] == by_strategy["beam"]
+    with pytest.raises(ConfigError, match="beam_width is 0"):
+        study_of(llama, beam_width=0)
+
+
 def test_quality_is_that_of_the_masked_model(study, llama):
     data = draw_evenly(tiny_dataset("decoder", 12, seed=2), SIZE.test, study.seed)
     assert study.test_data.digest == data.digest
@@ -146,7 +159,7 @@ def test_progress_only_rises_and_names_the_stages(llama):
     assert shares[-1] == 1.0
     assert {what for what, _ in told} == {
         "scoring blocks by activation",
-        "selecting greedily",
+        "selecting by greedy",
         "measuring every choice",
     }
 

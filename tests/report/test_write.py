@@ -197,6 +197,11 @@ def test_agreement_between_tasks_and_halves_is_shown(write_bundle, make_study, t
     assert "Agreement of scores by activation" in html
     assert '<th scope="row">a&lt;b</th><td>3</td>' in html
     assert html.count(f'<data value="{together.agreement.halves!r}">') >= 5
+    _, _, table = html.partition("Importance on each task by activation")
+    table, _, _ = table.partition("</table>")
+    assert table.count("protected") == 3
+    assert f'<th scope="row">2</th><td><data value="{scores.scores[2]!r}">' in table
+    assert '<data value="9.0">' in table
 
 
 def test_a_given_study_is_used(write_bundle, make_study, tmp_path):

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from blockexport.backends.onnxruntime.session import import_onnxruntime, open_session
 from blockexport.core.engine import KvRow, StepInputs
 from blockexport.core.pictures import ImageTokens
+from blockexport.core.positions import NUM_AXES
 from blockexport.core.signature import (
     CACHE_PARTS,
     IMAGE_FEATURES,
     IMAGE_POSITIONS,
+    POSITION_SHIFTS,
     last_slot_name,
     past_name,
     present_name,
@@ -54,8 +56,10 @@ class OrtBoundDecoder:
         self._run_options = run_options
         self._rows = rows
         self._vocab_size = int(session.get_outputs()[0].shape[-1])
-        features = [value for value in session.get_inputs() if value.name == IMAGE_FEATURES]
-        self._no_image_tokens = ImageTokens.none(int(features[0].shape[-1])) if features else None
+        taken = {value.name: value for value in session.get_inputs()}
+        features = taken.get(IMAGE_FEATURES)
+        self._no_image_tokens = None if features is None else ImageTokens.none(int(features.shape[-1]))
+        self._has_axes = POSITION_SHIFTS in taken
         self._binding = session.io_binding()
         for block, row in rows.items():
             for part, array in zip(CACHE_PARTS, row, strict=True):
@@ -65,6 +69,7 @@ class OrtBoundDecoder:
         # Kept alive here as long as the binding points at it.
         self._inputs: StepInputs | None = None
         self._logits = np.empty(0, np.float32)
+        self._no_shifts = np.zeros((NUM_AXES, 0, 0), np.int64)
 
     def prepare(self, inputs: StepInputs) -> None:
         """Tie the level to arrays, if it is not yet; they are read at every step, whatever they hold by then.
@@ -79,6 +84,8 @@ class OrtBoundDecoder:
         for name in ("input_ids", "position_ids", "total_tokens", "logits_index"):
             self._bind_input(name, getattr(inputs, name))
         self._bind_image_tokens(inputs.image_tokens)
+        if self._has_axes:
+            self._bind_shifts(inputs)
         for block in self._rows:
             self._bind_input(last_slot_name(block), inputs.last_slots.get(block, inputs.last_position))
         self._logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
@@ -113,6 +120,12 @@ class OrtBoundDecoder:
         image_tokens = given or self._no_image_tokens
         self._bind_input(IMAGE_FEATURES, image_tokens.features)
         self._bind_input(IMAGE_POSITIONS, image_tokens.positions)
+
+    def _bind_shifts(self, inputs: StepInputs) -> None:
+        shifts = inputs.position_shifts
+        if shifts is None:
+            shifts = self._no_shifts = np.zeros((NUM_AXES, *inputs.input_ids.shape), np.int64)
+        self._bind_input(POSITION_SHIFTS, shifts)
 
     def _overrun(self, tokens: int) -> RequestError:
         return RequestError(f"{tokens} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer")

@@ -14,6 +14,7 @@ from blockexport.errors import ExportError
 from blockexport.export import ops as _marked_ops  # noqa: F401  (registers the operators)
 from blockexport.export.experts import INTERLEAVE_OP, store_interleaved
 from blockexport.export.heads import keep_heads_packed
+from blockexport.export.lower.mutual import mutual_attention
 from blockexport.export.simplify import simplify, use_weights_as_stored
 from blockexport.export.trace import MarkedProgram
 
@@ -47,7 +48,12 @@ def _cached_attention(
     scale: float,
     window: int,
     softcap: float,
+    mutual: torch.Tensor | None = None,
 ) -> Any:
+    if mutual is not None:
+        return mutual_attention(
+            query, key, value, past_key, past_value, last_slot, total_tokens, scale, window, softcap, mutual
+        )
     batch, num_heads, seq, head_dim = query.shape
     packed = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
     attributes: dict[str, Any] = {

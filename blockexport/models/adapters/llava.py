@@ -61,7 +61,9 @@ class LlavaAdapter(TreeAdapter):
         features: torch.Tensor = module.model.multi_modal_projector(torch.cat(chosen, dim=-1))
         return features
 
-    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def picture_arguments(
+        self, module: nn.Module, pictures: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Pictures in the order of their tokens; where these are, the model finds itself."""
         is_real = (pictures["image_input_idx"] >= 0).any(-1)
         return {"pixel_values": pictures["images"][is_real]} if is_real.any() else {}

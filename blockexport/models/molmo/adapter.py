@@ -62,6 +62,8 @@ class MolmoAdapter(TreeAdapter):
         features: torch.Tensor = module.encode_images(images[None], masks)[0]
         return features
 
-    def picture_arguments(self, pictures: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def picture_arguments(
+        self, module: nn.Module, pictures: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """As they are: the model's own names."""
         return dict(pictures)

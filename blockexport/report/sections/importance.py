@@ -67,8 +67,19 @@ def _agreement(scores: BlockScores) -> str:
         )
         for task in scores.tasks
     ]
-    title = f"Agreement of scores by {scores.method}"
-    return folded(title, paragraph(said) + (table(head, rows, caption=_AGREEMENT) if rows else ""))
+    tables = _task_scores(scores) + table(head, rows, caption=_AGREEMENT) if rows else ""
+    return folded(f"Agreement of scores by {scores.method}", paragraph(said) + tables)
+
+
+def _task_scores(scores: BlockScores) -> str:
+    """Importance per block on all samples and on each task, in the method's own unit."""
+    columns = [scores.scores, *(task.scores for task in scores.tasks)]
+    rows = [
+        (str(block), *("protected" if block in scores.protected else number(value) for value in values))
+        for block, values in enumerate(zip(*columns, strict=True))
+    ]
+    head = ("block", "all samples", *(escape(task.name) for task in scores.tasks))
+    return table(head, rows, caption=f"Importance on each task by {scores.method}.")
 
 
 def _correlation(value: float | None) -> str:
