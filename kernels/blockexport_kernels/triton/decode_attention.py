@@ -237,12 +237,12 @@ def decode_attention(
         KernelInputError: shapes, types or strides differ from these.
         KernelUnavailableError: the tensors are not on a GPU.
     """
-    require_device(query)
     _check(query, key, value, keys, values, slots, holes)
     if num_splits is None:
         num_splits = _fitting_splits(keys)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     holes = None if holes is None else holes.contiguous()
+    require_device(query)
     out: Tensor = _operator(query, key, value, keys, values, slots.contiguous(), holes, scale, num_splits)
     return out
 

@@ -125,9 +125,9 @@ def dequant_gemv(
         KernelInputError: shapes or types differ from these.
         KernelUnavailableError: the tensors are not on a GPU.
     """
-    require_device(inputs)
     _check(inputs, codes, scales, zeros, bits, bias)
     given = [None if t is None else t.contiguous() for t in (inputs, codes, scales, zeros, bias)]
+    require_device(inputs)
     out: Tensor = _operator(*given[:4], bits, given[4])
     return out
 

@@ -16,7 +16,7 @@ from blockexport_kernels.triton.device import dot
 from blockexport_kernels.triton.errors import KernelInputError
 from blockexport_kernels.triton.registration import register, require_device, wrap_triton
 
-_BLOCK_INPUTS = 64
+_INPUT_BYTES = 128
 _SMALLEST_DOT = 16
 _MOST_TOKENS = 64
 
@@ -157,7 +157,7 @@ def _operator(
         HIDDEN=width,
         HALF=head_dim // 2,
         BLOCK_TOKENS=block_tokens,
-        BLOCK_INPUTS=_BLOCK_INPUTS,
+        BLOCK_INPUTS=_INPUT_BYTES // hidden.element_size(),
         BLOCK_HALF=max(triton.next_power_of_2(head_dim // 2), _SMALLEST_DOT),
         num_warps=4,
         # Tiles of fp32 in flight would not fit into the shared memory of smaller GPUs.
@@ -189,10 +189,10 @@ def kv_backfill(
         KernelInputError: shapes or types differ from these.
         KernelUnavailableError: the tensors are not on a GPU.
     """
-    require_device(hidden)
     cos, sin = (None, None) if cos_sin is None else cos_sin
     _check(hidden, spans, table, (cos, sin), (rows, slots))
     tokens = [None if t is None else t.contiguous() for t in (hidden, spans, cos, sin, rows, slots)]
+    require_device(hidden)
     _operator(
         *tokens[:2],
         table.matrices,

@@ -71,12 +71,12 @@ def residual_rmsnorm(residual: Tensor, branch: Tensor | None, weight: Tensor, ep
         KernelInputError: shapes, types or strides differ from these.
         KernelUnavailableError: the tensors are not on a GPU.
     """
-    require_device(residual)
     if weight.shape != residual.shape[-1:] or not (residual.is_contiguous() and weight.is_contiguous()):
         msg = f"a residual of {tuple(residual.shape)} needs to be contiguous, with a weight of its last dimension; "
         raise KernelInputError(msg + f"the weight is {tuple(weight.shape)}")
     if branch is not None and (branch.shape, branch.dtype) != (residual.shape, residual.dtype):
         msg = f"the branch is {tuple(branch.shape)} {branch.dtype}; like the residual it has to be "
         raise KernelInputError(msg + f"{tuple(residual.shape)} {residual.dtype}")
+    require_device(residual)
     out: Tensor = _operator(residual, None if branch is None else branch.contiguous(), weight, epsilon)
     return out

@@ -75,7 +75,7 @@ def cases(dtype: torch.dtype) -> dict[str, Recorder]:
     }
 
 
-def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int) -> dict[str, Any]:
+def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int) -> Any:
     """As a launch would compile it: tensors begin at multiples of 16 bytes, and so on for numbers."""
     names = kernel.arg_names
     given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in _OPTIONS}
@@ -93,21 +93,19 @@ def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], c
             attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {key: kwargs[key] for key in _OPTIONS if key in kwargs}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return {"shared_bytes": compiled.metadata.shared, "ptx": compiled.asm["ptx"], "cubin": compiled.asm["cubin"]}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def main() -> None:
-    """Of every kernel, type and capability on the command line: bytes of machine code and of shared memory."""
+    """For the type and the capability on the command line: of every kernel, bytes of machine code and shared memory."""
+    dtype, capability = getattr(torch, sys.argv[1]), int(sys.argv[2])
     out = {}
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for name, recorder in cases(dtype).items():
-            for kernel, args, kwargs in recorder.launches:
-                for capability in map(int, sys.argv[1:]):
-                    made = compile_launch(kernel, args, kwargs, capability)
-                    key = f"{name} {kernel.__name__} {str(dtype).removeprefix('torch.')} sm{capability}"
-                    out[key] = {"cubin_bytes": len(made["cubin"]), "shared_bytes": made["shared_bytes"]}
-    print(json.dumps(out))
+    for name, recorder in cases(dtype).items():
+        for kernel, args, kwargs in recorder.launches:
+            compiled = compile_launch(kernel, args, kwargs, capability)
+            sizes = {"cubin_bytes": len(compiled.asm["cubin"]), "shared_bytes": compiled.metadata.shared}
+            out[f"{name}: {kernel.__name__}"] = sizes
+    sys.stdout.write(json.dumps(out))
 
 
 if __name__ == "__main__":
