@@ -14,6 +14,9 @@ from torch import Tensor
 
 from blockexport_kernels.triton.errors import KernelInputError
 
+ALIGNED_BYTES = 16
+"""Matrices and cache rows begin at multiples of this, for the GPU to read that many bytes at a time."""
+
 _NOT_THERE = -1
 
 
@@ -48,6 +51,7 @@ class BlockTable:
         cache_strides: elements from a row to the next, from a head, from a slot.
         kv_heads: of every block.
         head_dim: of every block.
+        hidden: width of the residual stream.
     """
 
     matrices: Tensor
@@ -58,6 +62,7 @@ class BlockTable:
     cache_strides: tuple[int, int, int]
     kv_heads: int
     head_dim: int
+    hidden: int
 
     @classmethod
     def of(cls, weights: Sequence[BlockWeights], rows: Sequence[tuple[Tensor, Tensor]]) -> "BlockTable":
@@ -68,7 +73,7 @@ class BlockTable:
             rows: keys and values of each block, (batch, kv_heads, capacity, head_dim) each.
 
         Raises:
-            KernelInputError: tensors differ in shape, type or strides, or lie in several allocations.
+            KernelInputError: tensors differ in shape, type or strides, or lie in several allocations or unaligned.
         """
         if not weights or len(weights) != len(rows):
             msg = (
@@ -84,6 +89,11 @@ class BlockTable:
         matrices, matrix_offsets = _locate([t for w in weights for t in (w.key, w.value)])
         vectors, vector_offsets = _locate([t for w in weights for t in (w.norm, w.key_bias, w.value_bias)])
         cache, cache_offsets = _locate(caches)
+        if any(t.data_ptr() % ALIGNED_BYTES for t in (*caches, *(t for w in weights for t in (w.key, w.value)))):
+            msg = (
+                f"a matrix or a cache row begins at no multiple of {ALIGNED_BYTES} bytes; a weight file aligns tensors"
+            )
+            raise KernelInputError(msg)
         by_block = [vector_offsets.view(-1, 3)[:, :1], matrix_offsets.view(-1, 2), vector_offsets.view(-1, 3)[:, 1:]]
         return cls(
             matrices=matrices,
@@ -94,6 +104,7 @@ class BlockTable:
             cache_strides=(kept.stride(0), kept.stride(1), kept.stride(2)),
             kv_heads=kept.shape[1],
             head_dim=kept.shape[3],
+            hidden=weights[0].norm.numel(),
         )
 
 

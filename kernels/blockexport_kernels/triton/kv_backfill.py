@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockexport_kernels.triton.block_table import BlockTable
+from blockexport_kernels.triton.block_table import ALIGNED_BYTES, BlockTable
 from blockexport_kernels.triton.device import dot
 from blockexport_kernels.triton.errors import KernelInputError
 from blockexport_kernels.triton.registration import register, require_device, wrap_triton
@@ -57,6 +57,7 @@ def _backfill_kernel(
     KV_HEADS: tl.constexpr,
     HIDDEN: tl.constexpr,
     HALF: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -70,7 +71,7 @@ def _backfill_kernel(
     offsets = weight_offsets_ptr + block * 5
     norm_ptr = vectors_ptr + tl.load(offsets)
     outputs = kv_head * 2 * HALF + halves
-    weight_ptr = matrices_ptr + tl.load(offsets + 1 + is_value) + outputs[None, :] * HIDDEN
+    weight_ptr = matrices_ptr + tl.multiple_of(tl.load(offsets + 1 + is_value), ALIGNMENT) + outputs[None, :] * HIDDEN
     passing = tl.load(spans_ptr + block).to(tl.int64) * num_tokens + tokens
     inverse = tl.load(inverse_ptr + passing, mask=is_token, other=0.0)
     first = tl.zeros((BLOCK_TOKENS, BLOCK_HALF), tl.float32)
@@ -100,8 +101,8 @@ def _backfill_kernel(
 
     row = tl.load(rows_ptr + tokens, mask=is_token, other=0).to(tl.int64)
     slot = tl.load(slots_ptr + tokens, mask=is_token, other=-1).to(tl.int64)
-    kept_ptr = cache_ptr + tl.load(cache_offsets_ptr + block * 2 + is_value) + kv_head * head_stride
-    kept_ptr += (row * row_stride + slot * slot_stride)[:, None] + halves[None, :]
+    kept_ptr = cache_ptr + tl.multiple_of(tl.load(cache_offsets_ptr + block * 2 + is_value), ALIGNMENT)
+    kept_ptr += kv_head * head_stride + (row * row_stride + slot * slot_stride)[:, None] + halves[None, :]
     is_kept = (slot >= 0)[:, None] & is_half[None, :]
     tl.store(kept_ptr, first.to(cache_ptr.dtype.element_ty), mask=is_kept)
     tl.store(kept_ptr + HALF, second.to(cache_ptr.dtype.element_ty), mask=is_kept)
@@ -156,6 +157,7 @@ def _operator(
         KV_HEADS=kv_heads,
         HIDDEN=width,
         HALF=head_dim // 2,
+        ALIGNMENT=ALIGNED_BYTES // hidden.element_size(),
         BLOCK_TOKENS=block_tokens,
         BLOCK_INPUTS=_INPUT_BYTES // hidden.element_size(),
         BLOCK_HALF=max(triton.next_power_of_2(head_dim // 2), _SMALLEST_DOT),
@@ -221,6 +223,7 @@ def _check(
         msg = f"heads of {table.head_dim} have no halves; head_dim has to be even"
         raise KernelInputError(msg)
     for name, tensor, shape in (
+        ("hidden", hidden, (hidden.shape[0], num_tokens, table.hidden)),
         ("spans", spans, (table.weight_offsets.shape[0],)),
         ("cos", cos_sin[0], (num_tokens, table.head_dim // 2)),
         ("sin", cos_sin[1], (num_tokens, table.head_dim // 2)),

@@ -69,7 +69,6 @@ def cases(dtype: torch.dtype) -> dict[str, Recorder]:
         "residual_rmsnorm": launches(residual_rmsnorm, wide, wide, norm, 1e-6),
         "residual_rmsnorm alone": launches(residual_rmsnorm, wide, None, norm, 1e-6),
         "kv_backfill": launches(kv_backfill, *skipped, angles, angles, *places),
-        "kv_backfill plain": launches(kv_backfill, *skipped, None, None, *places),
         "dequant_gemv 4": launches(dequant_gemv, wide[:, :3584], codes, scales, zeros, 4, None),
         "dequant_gemv 8": launches(dequant_gemv, wide[:, :1792], codes, scales, None, 8, norm[:1]),
     }

@@ -19,12 +19,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("bits", "block_size"), [(4, 32), (8, 16), (4, 128)])
-def test_the_layout_is_that_of_bundles(bits: int, block_size: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(("name", "block_size"), [("int4", 32), ("int8", 16), ("int4", 128)])
+def test_the_layout_is_that_of_bundles(name: str, block_size: int, symmetric: bool) -> None:
     matrix = np.random.default_rng(0).standard_normal((5, 3 * block_size))
-    stored = quantise(matrix, Precision(bits=bits, block_size=block_size, symmetric=symmetric))
+    stored = quantise(matrix, Precision(name=name, block_size=block_size, symmetric=symmetric))
     zeros = None if stored.zero_points is None else torch.from_numpy(stored.zero_points)
-    got = reference.dequantise(torch.from_numpy(stored.packed), torch.from_numpy(stored.scales), zeros, bits)
+    got = reference.dequantise(torch.from_numpy(stored.packed), torch.from_numpy(stored.scales), zeros, stored.bits)
     assert np.array_equal(got.numpy(), stored.dequantise())
 
 

@@ -81,6 +81,15 @@ def test_a_table_names_what_it_cannot_take(make_weights, words: str) -> None:
         BlockTable.of(make_weights(made.weights[0]), [(keys, values)])
 
 
+def test_matrices_have_to_be_aligned() -> None:
+    made = make(SMALL, CPU)
+    flat = torch.zeros(130)
+    weights = made.weights[0]._replace(key=flat[1:65].view(8, 8), value=flat[65:129].view(8, 8))
+    keys, values = made.cache[0]
+    with pytest.raises(KernelInputError, match="no multiple of 16 bytes"):
+        BlockTable.of([weights], [(keys, values)])
+
+
 def test_cache_rows_have_to_be_alike() -> None:
     made = make(SMALL, CPU)
     keys, values = made.cache[0]
@@ -94,7 +103,7 @@ def test_cache_rows_have_to_be_alike() -> None:
         ({"slots": torch.zeros(2, dtype=torch.int32)}, r"slots are \(2,\)"),
         ({"rows": torch.zeros(3)}, "int32"),
         ({"hidden": torch.zeros(2, 3, 8).half()}, "one type"),
-        ({"hidden": torch.zeros(2, 3, 9)}, "9"),
+        ({"hidden": torch.zeros(2, 3, 9)}, r"hidden are \(2, 3, 9\).*\(2, 3, 8\)"),
         ({"spans": torch.zeros(1, dtype=torch.int32)}, r"spans are \(1,\)"),
     ],
 )

@@ -68,7 +68,7 @@ def main() -> None:
         hidden: Tensor, cache: Tensor, spans: Tensor, rows: Tensor, slots: Tensor, *table_tensors: Tensor
     ) -> None:
         matrices, vectors, weight_offsets, cache_offsets = table_tensors
-        places = (cache, cache_offsets, table.cache_strides, table.kv_heads, table.head_dim)
+        places = (cache, cache_offsets, table.cache_strides, table.kv_heads, table.head_dim, table.hidden)
         kv_backfill(hidden, spans, type(table)(matrices, vectors, weight_offsets, *places), None, rows, slots, EPSILON)
 
     parts = (table.matrices, table.vectors, table.weight_offsets, table.cache_offsets)
