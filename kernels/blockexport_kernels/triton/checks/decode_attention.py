@@ -65,10 +65,10 @@ class Inputs:
 
 def make(case: Case, device: torch.device) -> Inputs:
     """Random tensors, poisoned where nothing may be read: views, of rows of query, key and value and of one cache."""
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator(device).manual_seed(case.seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, case.dtype)
+        return torch.randn(shape, generator=generator, device=device).to(case.dtype)
 
     batch, kv_heads, dim = len(case.lengths), case.kv_heads, case.head_dim
     capacity = case.capacity or max((*case.lengths, 1))

@@ -38,14 +38,15 @@ class Inputs:
 
 def make(case: Case, device: torch.device) -> Inputs:
     """All bytes are codes: any is as good as another."""
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator(device).manual_seed(case.seed)
 
     def codes(*shape: int) -> Tensor:
-        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+        return torch.randint(0, 256, shape, generator=generator, device=device, dtype=torch.uint8)
 
-    inputs = torch.randn((case.rows, case.groups * case.group_size), generator=generator).to(device, case.dtype)
-    scales = torch.rand((case.outputs, case.groups), generator=generator).to(device)
-    bias = torch.randn(case.outputs, generator=generator).to(device)
+    inputs = torch.randn((case.rows, case.groups * case.group_size), generator=generator, device=device)
+    inputs = inputs.to(case.dtype)
+    scales = torch.rand((case.outputs, case.groups), generator=generator, device=device)
+    bias = torch.randn(case.outputs, generator=generator, device=device)
     packed = codes(case.outputs, case.groups, case.group_size * case.bits // 8)
     zeros = codes(case.outputs, -(-case.groups * case.bits // 8))
     return Inputs(inputs, packed, scales, zeros if case.has_zeros else None, bias if case.has_bias else None)

@@ -57,10 +57,10 @@ def make(case: Case, device: torch.device) -> Inputs:
 
     One token more than is filled in has no slot.
     """
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator(device).manual_seed(case.seed)
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     blocks, outputs = len(case.spans), case.kv_heads * case.head_dim
     matrices, vectors = (

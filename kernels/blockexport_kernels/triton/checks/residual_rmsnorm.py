@@ -24,10 +24,10 @@ class Case:
 
 def check(case: Case, device: torch.device = torch.device("cpu")) -> Outcome:  # noqa: B008  (devices are immutable)
     """Compare the sum with that in fp64, and the norm with that of the sum as it was stored."""
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator(device).manual_seed(case.seed)
     shape = (case.tokens, case.hidden)
-    residual, branch = (torch.randn(shape, generator=generator).to(device, case.dtype) for _ in range(2))
-    weight = torch.randn(case.hidden, generator=generator).to(device)
+    residual, branch = (torch.randn(shape, generator=generator, device=device).to(case.dtype) for _ in range(2))
+    weight = torch.randn(case.hidden, generator=generator, device=device)
     total = residual.double() + (branch.double() if case.has_branch else 0)
     got = residual_rmsnorm(residual, branch if case.has_branch else None, weight, EPSILON)
     expected = reference.residual_rmsnorm(residual.double(), None, weight.double(), EPSILON)
