@@ -1,6 +1,6 @@
-"""Runs every operator in the middle of a compiled graph, interpreted. A process of its own.
+"""Runs every operator in the middle of a compiled graph and under autocast, interpreted. A process of its own.
 
-Prints, as JSON, whether each gives and writes the same bits as without a compiler.
+Prints, as JSON, whether each gives and writes the same bits as when it is called alone.
 """
 
 import json
@@ -23,6 +23,7 @@ from blockexport_kernels.triton.residual_rmsnorm import residual_rmsnorm
 
 CPU = torch.device("cpu")
 
+Wrap = Callable[[Callable[[], Any]], Callable[[], Any]]
 Case = tuple[Callable[[], Any], list[Tensor]]
 
 
@@ -57,21 +58,36 @@ def product() -> Case:
     return lambda: dequant_gemv(made.inputs * 2, made.codes, made.scales, made.zeros, 4) + 1, []
 
 
-def same(make: Callable[[], Case], backend: str) -> bool:
-    """Whether a function and what torch.compile makes of it, without a break, leave the same bits."""
+def compiled(backend: str) -> Wrap:
+    """Compile without a break."""
     torch.compiler.reset()
-    (plain, plainly), (function, compiled) = make(), make()
-    out = torch.compile(function, fullgraph=True, backend=backend)()
-    expected = plain()
-    pairs = list(zip(plainly, compiled, strict=True)) + ([] if out is None else [(expected, out)])
+    return lambda function: torch.compile(function, fullgraph=True, backend=backend)
+
+
+def autocast(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Mixed precision is no business of the operators: nothing they are given is cast."""
+
+    def run() -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function()
+
+    return run
+
+
+def same(make: Callable[[], Case], wrap: Wrap) -> bool:
+    """Whether a function and what is made of it leave the same bits."""
+    (plain, plainly), (function, written) = make(), make()
+    out, expected = wrap(function)(), plain()
+    pairs = list(zip(plainly, written, strict=True)) + ([] if out is None else [(expected, out)])
     return all(same_bits(*pair) for pair in pairs)
 
 
 def main() -> None:
-    """All four, with a compiler that takes graphs as they are and one that makes them functional."""
+    """All four: by a compiler that takes graphs as they are, by one that makes them functional, under autocast."""
     cases = {"decode_attention": attention, "residual_rmsnorm": norm, "kv_backfill": backfill, "dequant_gemv": product}
-    backends = ("eager", "aot_eager")
-    sys.stdout.write(json.dumps({name: [same(make, b) for b in backends] for name, make in cases.items()}))
+    wraps = {"eager": compiled("eager"), "aot_eager": compiled("aot_eager"), "autocast": autocast}
+    out = {f"{name}, {how}": same(make, wrap) for name, make in cases.items() for how, wrap in wraps.items()}
+    sys.stdout.write(json.dumps(out))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,12 @@ def test_a_kernel_that_is_not_faster_has_not_earned_its_place(work: Work, clock,
     result = report._speed(lambda _device: [work], CPU, 3)
     assert result["status"] == "pass"
     assert result["metrics"]["earned"] is earned
-    assert result["why"] == ("" if earned else "two numbers: near is faster")
+    assert result["why"] == ("" if earned else "two numbers: not always faster than near")
+
+
+def test_a_kernel_without_anything_to_compare_it_with_has_not_either(clock) -> None:
+    work = Work("alone", 4000, lambda seed: torch.tensor([3.0, 4.0]), {"ours": lambda numbers: numbers + 0.0})
+    assert report._speed(lambda _device: [work], CPU, 3)["metrics"]["earned"] is False
 
 
 def test_contenders_that_compute_something_else_fail(clock) -> None:
