@@ -96,10 +96,12 @@ def compile_launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], c
 
 
 def main() -> None:
-    """For the type and the capability on the command line: of every kernel, bytes of machine code and shared memory."""
+    """Bytes of machine code and shared memory of kernels; the command line names type, capability and which."""
     dtype, capability = getattr(torch, sys.argv[1]), int(sys.argv[2])
     out = {}
     for name, recorder in cases(dtype).items():
+        if sys.argv[3:] and name not in sys.argv[3:]:
+            continue
         for kernel, args, kwargs in recorder.launches:
             compiled = compile_launch(kernel, args, kwargs, capability)
             sizes = {"cubin_bytes": len(compiled.asm["cubin"]), "shared_bytes": compiled.metadata.shared}

@@ -74,7 +74,7 @@ def _cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=_cases())
 def test_any_lengths_and_holes(interpreted, case: Case) -> None:
     outcome = interpreted(check, case)

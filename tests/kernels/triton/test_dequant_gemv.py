@@ -36,7 +36,7 @@ def test_matches_the_reference(interpreted, bits: int, has_zeros: bool, dtype: t
     assert outcome.passed, outcome
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     outputs=st.integers(0, 9),
     groups=st.integers(1, 40),
