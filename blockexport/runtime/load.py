@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from blockexport.backends.onnxruntime.operators import STOCK, OperatorChoice, choose_operators
 from blockexport.bundle.reader import open_bundle
+from blockexport.errors import ConfigError
+from blockexport.runtime import compiled
+from blockexport.runtime.compiled import open_packages
 from blockexport.runtime.packed_cache import PackedCache
 from blockexport.runtime.runtime import KV_STEP_TOKENS, Runtime
+
+Backend = Literal["onnxruntime", "aotinductor"]
+BACKENDS: tuple[Backend, ...] = ("onnxruntime", "aotinductor")
 
 
 def load(
@@ -18,6 +25,7 @@ def load(
     kv_tokens: int = KV_STEP_TOKENS,
     operators: OperatorChoice = "auto",
     packed: bool | None = None,
+    backend: Backend = "onnxruntime",
 ) -> Runtime:
     """Open a bundle.
 
@@ -32,24 +40,31 @@ def load(
         packed: whether stock operators use weights packed once for all levels, kept in this host's cache: True makes
             them if they are not there, which takes several times as long as opening a level; None uses them if they
             are there. Native operators need none.
+        backend: who runs the levels. `aotinductor` runs the packages that a bundle was built with, needs torch, and
+            compares their digests whatever `verify` says.
 
     Returns:
         A runtime; its other levels are opened when they are first used.
 
     Raises:
-        BackendUnavailableError: native operators are asked for and cannot be had.
-        BundleError: the folder is no bundle, packed weights are asked for and cannot be made, or this host cannot open
-            a level's engine.
+        BackendUnavailableError: native operators are asked for and cannot be had, or the backend cannot run here.
+        BundleError: the folder is no bundle or was built without the backend, packed weights are asked for and cannot
+            be made, or this host cannot open a level's engine.
+        ConfigError: there is no such backend.
         IntegrityError: the bundle is damaged.
         RequestError: there is no such level, or no room in the cache.
         SchemaVersionError: the bundle is of a format that this version cannot read.
     """
     bundle = open_bundle(Path(path), verify=verify)
+    if backend not in BACKENDS:
+        msg = f"backend {backend!r} is unknown; choose from {', '.join(BACKENDS)}"
+        raise ConfigError(msg)
+    code = open_packages(bundle, threads=threads) if backend == compiled.BACKEND else None
     chosen = choose_operators(operators)
     levels = None
-    if chosen == STOCK and packed is not False:
+    if code is None and chosen == STOCK and packed is not False:
         cache = PackedCache()
         levels = cache.open(bundle, threads=threads) if packed else cache.find(bundle)
-    runtime = Runtime(bundle, threads=threads, kv_tokens=kv_tokens, operators=chosen, packed=levels)
+    runtime = Runtime(bundle, threads=threads, kv_tokens=kv_tokens, operators=chosen, packed=levels, compiled=code)
     runtime.warm_up(warm_up)
     return runtime
