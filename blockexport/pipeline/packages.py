@@ -126,7 +126,7 @@ class Packages:
         keeper.parity(level.name, records)
         package = opener.package(path)
         inputs = [value.name for value in package.signature.inputs]
-        findings = audit_names(package.weight_names, inputs, level.mask(spec.num_blocks), spec.block_path)
+        findings = audit_names(package.lent, inputs, level.mask(spec.num_blocks), spec.block_path)
         keeper.audit(level.name, findings)
         return records
 

@@ -23,6 +23,10 @@ class Package:
         path: the `.pt2` file.
         signature: of the level.
         weights: lent to the level for as long as it is open.
+
+    Attributes:
+        signature: of the level.
+        lent: by name in the weight file, the tensors that the code reads in place.
     """
 
     def __init__(self, path: Path, signature: Signature, weights: SharedWeights) -> None:
@@ -37,13 +41,8 @@ class Package:
             reason = " ".join(str(error).split())
             msg = f"torch {torch.__version__} cannot open {path.name}: {reason}; rebuild the bundle with it"
             raise BundleError(msg) from error
-        # User-managed: the package holds their addresses only.
-        self._lent = lent
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        """What the code reads, by name in the weight file."""
-        return tuple(sorted(self._lent))
+        # User-managed: the code knows their addresses and does not keep them alive.
+        self.lent = lent
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Run once on the inputs of the signature, in its order; cache rows are written in place.
