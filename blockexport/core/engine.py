@@ -121,7 +121,9 @@ class SinglePassRunner(Protocol):
 
 
 class LevelOpener(Protocol):
-    """Opens the files of one backend's levels."""
+    """Opens the files of one backend's levels; `kind` says in reports what runs them."""
+
+    kind: str
 
     def decoder(self, path: Path) -> DecoderRunner:
         """Open a decoder level."""

@@ -1,29 +1,13 @@
 """Packages of machine code in a bundle: who may run them, and only after their digests were compared."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from blockexport.backends.aotinductor.host import check_host, host_demands
 from blockexport.bundle.manifest import EngineEntry
 from blockexport.bundle.reader import Bundle
-from blockexport.core.engine import LevelOpener
 from blockexport.errors import BackendUnavailableError, BundleError
+from blockexport.runtime.others import OtherLevels
 
 BACKEND = "aotinductor"
 DEVICE = "cpu"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CompiledLevels:
-    """What runs levels in place of their graphs.
-
-    Attributes:
-        opener: opens the packages; they share one set of weights.
-        paths: by level name, its package.
-    """
-
-    opener: LevelOpener
-    paths: dict[str, Path]
 
 
 def packages_of(bundle: Bundle, device: str = DEVICE) -> dict[str, EngineEntry]:
@@ -45,7 +29,7 @@ def packages_of(bundle: Bundle, device: str = DEVICE) -> dict[str, EngineEntry]:
     return found
 
 
-def open_packages(bundle: Bundle, *, threads: int = 0) -> CompiledLevels:
+def open_packages(bundle: Bundle, *, threads: int = 0) -> OtherLevels:
     """Get ready to run a bundle's packages on the processor; loads torch.
 
     Every package's digest is compared here, whatever was compared before: a package is code.
@@ -71,4 +55,4 @@ def open_packages(bundle: Bundle, *, threads: int = 0) -> CompiledLevels:
         msg = f"backend {BACKEND!r} cannot be imported ({error}); install it with blockexport[build]"
         raise BackendUnavailableError(msg) from error
     signatures = {paths[name]: engine.signature for name, engine in engines.items()}
-    return CompiledLevels(AotLevels(bundle.weights_path, signatures, threads=threads), paths)
+    return OtherLevels(AotLevels(bundle.weights_path, signatures, threads=threads), paths)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from blockexport.core.model import ModelSpec
 from blockexport.core.pictures import ImageTokens, Pictures
 from blockexport.core.quality import Forward
 from blockexport.errors import BundleError, RequestError
-from blockexport.runtime.compiled import CompiledLevels
 from blockexport.runtime.kv_cache import KvCache
+from blockexport.runtime.others import OtherLevels
 from blockexport.runtime.packed_entry import PackedLevels
 
 BACKEND = "onnxruntime"
@@ -71,8 +71,8 @@ class Engines:
         spec: the model.
         files: the graphs by level name, deepest first.
         threads: threads within an operator; 0 lets the backend choose.
-        prove: asked about each level that needs operators beyond the backend's own, or was compiled for this host,
-            when it is opened; None to trust them.
+        prove: asked about each level that is not run by the backend's own operators on the processor, when it is
+            opened; None to trust them.
         vision: the engines of the vision side, for a model that reads pictures.
     """
 
@@ -104,7 +104,7 @@ class Engines:
         operators: Operators = STOCK,
         packed: PackedLevels | None = None,
         prove: Proof | None = None,
-        compiled: CompiledLevels | None = None,
+        others: OtherLevels | None = None,
     ) -> Self:
         """The engines of a bundle on disk; levels that have no graph for the operators use the backend's own.
 
@@ -114,7 +114,7 @@ class Engines:
             operators: whose operators run.
             packed: weights packed for the backend's own operators, shared by all levels.
             prove: see the class.
-            compiled: packages of another backend, which run the levels that they are of.
+            others: what runs levels in place of the graphs on the processor.
         """
 
         def locate(level: LevelEntry, prefix: str = "") -> LevelFile:
@@ -123,8 +123,8 @@ class Engines:
             stock = LevelFile(graph, level.kept)
             if packed is not None and not prefix:
                 stock = LevelFile(packed.path(graph), level.kept, stock=stock)
-            if compiled is not None and name in compiled.paths:
-                return LevelFile(compiled.paths[name], level.kept, stock=stock, opener=compiled.opener)
+            if others is not None and name in others.paths:
+                return LevelFile(others.paths[name], level.kept, stock=stock, opener=others.opener)
             if operators.library is None or all(engine.target != operators.target for engine in level.engines):
                 return stock
             path = bundle.engine_path(name, BACKEND, operators.target)
@@ -200,11 +200,11 @@ class Engines:
                 self._single_pass[level] = self._open(level, LevelFile.single_pass)
         return self._single_pass[level]
 
-    def operators(self, level: str) -> Literal["native", "stock", "compiled"]:
-        """Whose operators run a level."""
+    def operators(self, level: str) -> str:
+        """Whose operators run a level: `native`, `stock`, or another backend's kind."""
         file = self._files[level]
         if file.opener is not None:
-            return "compiled"
+            return file.opener.kind
         return "stock" if file.library is None else "native"
 
     def _open(self, level: str, how: Callable[[LevelFile, int], _Runner]) -> _Runner:

@@ -16,11 +16,11 @@ from blockexport.routing.decision import RoutingDecision
 from blockexport.routing.policy import RoutingPolicy
 from blockexport.routing.request import RoutingRequest
 from blockexport.routing.router import plan
-from blockexport.runtime.compiled import CompiledLevels
 from blockexport.runtime.decode_loop import DecodeLoop, Generation
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.forward import run_whole
 from blockexport.runtime.levels import Level, levels_of
+from blockexport.runtime.others import OtherLevels
 from blockexport.runtime.packed_entry import PackedLevels
 from blockexport.runtime.profile import stored_profile
 from blockexport.runtime.prompt_batch import PromptBatch
@@ -53,7 +53,7 @@ class Runtime:
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
         operators: whose operators run the levels.
         packed: weights packed for the backend's own operators, shared by all levels.
-        compiled: packages of another backend, which run the levels that they are of.
+        others: what runs levels in place of the graphs on the processor.
         clock: monotonic nanoseconds.
     """
 
@@ -65,7 +65,7 @@ class Runtime:
         kv_tokens: int = KV_STEP_TOKENS,
         operators: Operators = STOCK,
         packed: PackedLevels | None = None,
-        compiled: CompiledLevels | None = None,
+        others: OtherLevels | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         if kv_tokens < 1:
@@ -74,7 +74,7 @@ class Runtime:
         self.bundle = bundle
         self.spec = bundle.manifest.model
         self.engines = Engines.of_bundle(
-            bundle, threads=threads, operators=operators, packed=packed, prove=proof_of(bundle), compiled=compiled
+            bundle, threads=threads, operators=operators, packed=packed, prove=proof_of(bundle), others=others
         )
         self._kv_tokens = kv_tokens
         self._clock = clock

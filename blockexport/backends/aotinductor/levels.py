@@ -20,7 +20,12 @@ class AotLevels:
         signatures: by package, of the level in it.
         device: what the packages were compiled for.
         threads: threads within an operator, for all of torch in this process; 0 leaves them as they are.
+
+    Attributes:
+        kind: what runs the levels, for reports.
     """
+
+    kind = "compiled"
 
     def __init__(
         self, weights: Path, signatures: Mapping[Path, Signature], *, device: str = "cpu", threads: int = 0
