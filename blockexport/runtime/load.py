@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from blockexport.backends.onnxruntime.operators import STOCK, OperatorChoice, choose_operators
 from blockexport.bundle.reader import Bundle, open_bundle
@@ -14,9 +13,6 @@ from blockexport.runtime.others import OtherLevels, on_cuda
 from blockexport.runtime.packed_cache import PackedCache
 from blockexport.runtime.runtime import KV_STEP_TOKENS, Runtime
 
-Backend = Literal["onnxruntime", "aotinductor"]
-Device = Literal["cpu", "cuda"]
-
 
 def load(
     path: str | Path,
@@ -27,8 +23,8 @@ def load(
     kv_tokens: int = KV_STEP_TOKENS,
     operators: OperatorChoice = "auto",
     packed: bool | None = None,
-    backend: Backend = "onnxruntime",
-    device: Device = "cpu",
+    backend: str = BACKEND,
+    device: str = "cpu",
 ) -> Runtime:
     """Open a bundle.
 

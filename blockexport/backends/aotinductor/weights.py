@@ -1,8 +1,9 @@
 """The weight file as tensors: read once, lent to every level."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,13 @@ class SharedWeights:
         self._path = path
         self._device = device
         self._tensors: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def over(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Tensors of a live model in place of a file's; a name that is not among them is an error when it is lent."""
+        weights = cls(Path("the live model"))
+        weights._tensors = dict(tensors)
+        return weights
 
     def lend(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The tensors of those names, always the same ones; they must not be changed.
