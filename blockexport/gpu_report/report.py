@@ -81,24 +81,23 @@ def _in_process(check: Check, limit_s: float) -> Iterator[Finding]:
     """What a check finds in a process of its own: a GPU that has failed once is of no use to that process any more."""
     command = [sys.executable, "-m", "blockexport.gpu_report.worker", check.name]
     # Our own interpreter and module; the name is that of a check in the list.
-    process = subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(  # noqa: S603
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    timer = threading.Timer(limit_s, _end, [process])
-    errors: list[str] = []
-    drain = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else ""))
-    timer.start()
-    drain.start()
-    try:
-        for line in process.stdout or ():
-            yield Finding(**json.loads(line))
-        code = process.wait()
-    finally:
-        is_over = not timer.is_alive()
-        timer.cancel()
-        _end(process)
-        process.wait()
-        drain.join()
+    ) as process:
+        timer = threading.Timer(limit_s, _end, [process])
+        errors: list[str] = []
+        drain = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else ""))
+        timer.start()
+        drain.start()
+        try:
+            for line in process.stdout or ():
+                yield Finding(**json.loads(line))
+            code = process.wait()
+        finally:
+            is_over = not timer.is_alive()
+            timer.cancel()
+            _end(process)
+            drain.join()
     if is_over:
         yield Finding(check.name, check.tier, "not_run", f"ended after {limit_s:.0f} s; what it found before stands")
     elif code:

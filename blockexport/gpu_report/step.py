@@ -14,6 +14,7 @@ from blockexport.export.lower.aten import AtenProgram, lower
 from blockexport.export.trace import MarkedProgram, block_unit
 
 _ONE_TOKEN = {"batch": 1, "seq": 1, "kept_positions": 1}
+"""A captured step has fixed shapes, so the compiler may know them; what a row can hold is one of them."""
 
 
 class StepInputs:
@@ -23,22 +24,23 @@ class StepInputs:
         spec: the model.
         capacity: tokens a row can hold.
         dtype: of keys and values.
+        device: where they lie.
     """
 
-    def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, capacity: int, dtype: torch.dtype, device: str = "cuda") -> None:
         self.capacity = capacity
         self.tensors: dict[str, torch.Tensor] = {
-            "input_ids": torch.zeros(1, 1, dtype=torch.long, device="cuda"),
-            "position_ids": torch.zeros(1, 1, dtype=torch.long, device="cuda"),
-            "total_tokens": torch.zeros((), dtype=torch.int32, device="cuda"),
-            "logits_index": torch.zeros(1, 1, dtype=torch.long, device="cuda"),
+            "input_ids": torch.zeros(1, 1, dtype=torch.long, device=device),
+            "position_ids": torch.zeros(1, 1, dtype=torch.long, device=device),
+            "total_tokens": torch.zeros((), dtype=torch.int32, device=device),
+            "logits_index": torch.zeros(1, 1, dtype=torch.long, device=device),
         }
-        slot = torch.zeros(1, dtype=torch.int32, device="cuda")
+        slot = torch.zeros(1, dtype=torch.int32, device=device)
         for block, row in enumerate(spec.kv):
             self.tensors[last_slot_name(block)] = slot
             for part in CACHE_PARTS:
                 shape = (1, row.num_heads, capacity, row.head_dim)
-                self.tensors[past_name(block, part)] = torch.randn(shape, dtype=dtype, device="cuda")
+                self.tensors[past_name(block, part)] = torch.randn(shape, dtype=dtype, device=device)
         self._slot = slot
 
     def set(self, token: int, position: int) -> None:
@@ -49,9 +51,9 @@ class StepInputs:
         self._slot.fill_(position)
 
 
-def lower_step(marked: MarkedProgram, mask: DepthMask) -> AtenProgram:
-    """The step of one level: one row, one token."""
-    return lower(marked, [block_unit(block) for block in mask.skipped], sizes=_ONE_TOKEN)
+def lower_step(marked: MarkedProgram, mask: DepthMask, capacity: int) -> AtenProgram:
+    """The step of one level: one row of so many tokens, one token more."""
+    return lower(marked, [block_unit(block) for block in mask.skipped], sizes=_ONE_TOKEN | {"capacity": capacity})
 
 
 class CompiledStep:

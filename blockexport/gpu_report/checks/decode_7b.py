@@ -43,7 +43,7 @@ def run() -> Iterator[Finding]:
     used: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         for depth, kept in LARGE_KEPT.items():
-            program = lower_step(marked, DepthMask.from_kept(kept, LARGE_BLOCKS))
+            program = lower_step(marked, DepthMask.from_kept(kept, LARGE_BLOCKS), _CAPACITY)
             steps[depth] = CompiledStep(program, inputs, Path(folder), f"d{depth}")
             steps[depth].record()
             times[depth] = _time(steps[depth], inputs)

@@ -97,3 +97,14 @@ def test_a_mixture_of_experts_is_refused() -> None:
     _, marked = traced("mixtral")
     with pytest.raises(ExportError, match="onnxruntime"):
         lower(marked, UNITS)
+
+
+def test_a_model_that_lies_elsewhere_is_lowered_there() -> None:
+    """On the device of no values, so that every host can see it: nothing of a program may stay on the processor."""
+    model = wrap_module(tiny_model("qwen2", MASK.num_blocks))
+    model.module.to("meta")
+    program = lower(trace(model), UNITS)
+    tensors = [node.meta["val"] for node in program.program.graph.nodes if "val" in node.meta]
+    devices = {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)}
+    assert devices == {"meta"}
+    assert "device(type='cpu')" not in str(program.program.graph)
