@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from blockexport.core.scores import BlockScores
     from blockexport.errors import BlockExportError
     from blockexport.masking.bake import bake
+    from blockexport.masking.compiled import compile_level
     from blockexport.masking.masked import masked
     from blockexport.models.loading import load_model
     from blockexport.pipeline.build import build
@@ -33,6 +34,7 @@ __all__ = [
     "Sampling",
     "bake",
     "build",
+    "compile_level",
     "load",
     "load_model",
     "masked",
@@ -51,6 +53,7 @@ _MODULES = {
     "Sampling": "blockexport.runtime.sampling",
     "bake": "blockexport.masking.bake",
     "build": "blockexport.pipeline.build",
+    "compile_level": "blockexport.masking.compiled",
     "load": "blockexport.runtime",
     "load_model": "blockexport.models.loading",
     "masked": "blockexport.masking.masked",

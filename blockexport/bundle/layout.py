@@ -32,6 +32,11 @@ def engine_file(level: str, target: str) -> str:
     return f"{level.replace(VISION_PREFIX, 'vision+')}.{target}.onnx"
 
 
+def package_file(backend: str, level: str, target: str, suffix: str) -> str:
+    """Path of a level's machine code: in a folder of its backend, since it refers to no other file."""
+    return f"{backend}/{level}.{target}{suffix}"
+
+
 def check_path(path: str) -> str:
     """Return `path` if a bundle may list a file under it.
 

@@ -84,12 +84,20 @@ class EngineEntry(_Entry):
         target: what it was lowered to, e.g. `ort`.
         path: its file in the bundle; a graph that reads the shared weights lies flat beside them.
         signature: inputs and outputs.
+        requires: for machine code, what a host must have: the version of what compiled it, and the processor or GPU.
     """
 
     backend: Name
     target: Name
     path: FilePath
     signature: Signature
+    requires: Annotated[dict[str, str], AfterValidator(_plain)] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Graphs run anywhere, and their entries stay as they always were."""
+        fields: dict[str, Any] = serialise(self)
+        return fields if self.requires else {name: value for name, value in fields.items() if name != "requires"}
 
     @model_validator(mode="after")
     def _flat(self) -> Self:

@@ -17,7 +17,7 @@ from blockexport.bundle.checks import (
     read_profile,
     require_folder,
 )
-from blockexport.bundle.disk import write_errors, written_aside
+from blockexport.bundle.disk import file_sha256, write_errors, written_aside
 from blockexport.bundle.layout import PROFILES_FOLDER, TOKENIZER_FOLDER
 from blockexport.bundle.manifest import LevelEntry, Manifest
 from blockexport.bundle.sealed import seal
@@ -69,6 +69,23 @@ class Bundle:
         present = ", ".join(f"{engine.backend}/{engine.target}" for engine in engines) or "none"
         msg = f"level {level} has no engine for {wanted}; it has {present}; build the bundle with that backend"
         raise BundleError(msg)
+
+    def check_file(self, path: Path) -> None:
+        """Compare the digest of one file with the manifest's: machine code is never opened without.
+
+        Raises:
+            IntegrityError: they differ, or the manifest lists no such file.
+        """
+        name = path.relative_to(self.folder).as_posix()
+        listed = {entry.path: entry.sha256 for entry in self.manifest.files}
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != listed.get(name):
+            wanted = listed.get(name)
+            msg = f"{name} is not what was built (SHA-256 {found}, not {wanted}); nothing in it is run, rebuild it"
+            raise IntegrityError(msg)
 
     @property
     def weights_path(self) -> Path:

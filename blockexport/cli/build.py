@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _RECIPE_SUFFIX = ".toml"
 _ONLY_WITHOUT_RECIPE = (
-    "--ladder, --vision-ladder, --backend, --data, --scores, --study, --precision, --min-quality, --max-build-seconds, "
-    "--trust-remote-code"
+    "--ladder, --vision-ladder, --backend, --device, --data, --scores, --study, --precision, --min-quality, "
+    "--max-build-seconds, --trust-remote-code"
 )
 
 
@@ -31,7 +31,11 @@ def build(
     vision_ladder: Annotated[
         Path | None, typer.Option(help="Levels of the vision side of a model that reads pictures, as a ladder file.")
     ] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Who will run the engines: onnxruntime.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Who will run the engines: onnxruntime, always, and aotinductor; repeatable."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="What aotinductor compiles for: cpu or cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; a recipe names its own place.")] = None,
     data: Annotated[str | None, typer.Option(help="What quality is measured on; a demo model has its own.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Scores to keep in the bundle, for its report.")] = None,
@@ -68,6 +72,7 @@ def build(
             ladder,
             vision_ladder,
             backend,
+            device,
             data,
             scores,
             study,
@@ -87,6 +92,8 @@ def build(
             "cache_folder": cache_folder,
             "attachments": _attachments(loaded, scores, study),
         }
+        if device is not None:
+            settings["device"] = device
         report = _build(loaded, levels, backend, _require_out(out), settings)
     value = _describe(report)
     return Result(value, lambda output: _show(output, value))

@@ -1,5 +1,6 @@
 """`blockexport doctor`."""
 
+from collections.abc import Callable
 from importlib import util
 from typing import Any
 
@@ -32,7 +33,7 @@ def doctor(as_json: JsonFlag = False) -> Result:
 
     host = HostFingerprint.detect()
     value = {
-        "backends": [_onnxruntime()],
+        "backends": [_onnxruntime(), _onnxruntime_cuda(), _aotinductor()],
         "host": host.to_json(),
         "packages": installed_versions(_SHOWN_PACKAGES),
         "cache": str(default_cache_folder()),
@@ -53,6 +54,32 @@ def _onnxruntime() -> dict[str, Any]:
         problems.append(f"cannot run: {error}")
     # A build proves its engines by running them.
     return {"name": "onnxruntime", "build": runs and not missing, "run": runs, "why": "; ".join(problems)}
+
+
+def _onnxruntime_cuda() -> dict[str, Any]:
+    from blockexport.backends.onnxruntime.providers import cuda, require_provider
+    from blockexport.backends.onnxruntime.session import import_onnxruntime
+
+    why = _refusal(lambda: require_provider(import_onnxruntime(), cuda()))
+    # The same graphs run on either device: there is nothing else to build.
+    return {"name": "onnxruntime-cuda", "build": False, "run": not why, "why": why}
+
+
+def _aotinductor() -> dict[str, Any]:
+    from blockexport.backends.aotinductor.host import find_compiler, torch_version
+
+    cannot_run = _refusal(torch_version)
+    cannot_build = cannot_run or _refusal(find_compiler)
+    return {"name": "aotinductor", "build": not cannot_build, "run": not cannot_run, "why": cannot_build}
+
+
+def _refusal(check: Callable[[], object]) -> str:
+    """What the check says against this host; "" for nothing."""
+    try:
+        check()
+    except BackendUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def _show(output: Output, value: dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw among the fewest tokens with this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     threads: ThreadsOption = 0,
+    backend: Annotated[str, typer.Option(help="Who runs the levels: onnxruntime or aotinductor.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="Where the graphs run: cpu or cuda.")] = "cpu",
     as_json: JsonFlag = False,
 ) -> Result:
     """Continue a text within a latency budget.
@@ -49,7 +51,7 @@ def generate(
     from blockexport.runtime.sampling import Sampling
 
     budget = budget_of(budget_ms, ttft_ms, tpot_ms)
-    runtime = blockexport.load(bundle, threads=threads)
+    runtime = blockexport.load(bundle, threads=threads, backend=backend, device=device)
     if runtime.spec.kind != "decoder":
         msg = f"{runtime.spec.name} is no decoder and continues no text; give a bundle of a language model"
         raise RequestError(msg)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -117,12 +118,30 @@ class DecoderRunner(Protocol):
     def bind(self, rows: Mapping[int, KvRow]) -> BoundDecoder:
         """Tie the level to cache rows by original block; rows of skipped blocks are not touched."""
 
+    def interrupt(self) -> None:
+        """End the call in progress, from another thread, where the backend can."""
+
+    def rearm(self) -> None:
+        """Let calls run again."""
+
 
 class SinglePassRunner(Protocol):
     """An opened encoder or vision level."""
 
     def forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Batch inputs to the model's output."""
+
+
+class LevelOpener(Protocol):
+    """Opens the files of one backend's levels; `kind` says in reports what runs them."""
+
+    kind: str
+
+    def decoder(self, path: Path) -> DecoderRunner:
+        """Open a decoder level."""
+
+    def single_pass(self, path: Path) -> SinglePassRunner:
+        """Open an encoder or vision level."""
 
 
 def empty_rows(

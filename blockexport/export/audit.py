@@ -4,7 +4,7 @@ It reads the graph as a runtime would and knows nothing of how it was cut.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -28,7 +28,21 @@ def audit(path: Path, mask: DepthMask, block_path: str) -> list[str]:
         What is wrong, empty when nothing is.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    return [*_weights(graph, mask, block_path), *_cache(graph, mask), *_nodes(graph, mask, block_path)]
+    weights = [tensor.name for tensor in graph.initializer]
+    cache = [value.name for value in (*graph.input, *graph.output)]
+    return [*audit_names(weights, cache, mask, block_path), *_nodes(graph, mask, block_path)]
+
+
+def audit_names(weights: Iterable[str], values: Iterable[str], mask: DepthMask, block_path: str) -> list[str]:
+    """Look for anything of a skipped block among what an engine reads and gives; all that machine code lets one see.
+
+    Args:
+        weights: names of its weights.
+        values: names of its inputs and outputs.
+        mask: the level's mask.
+        block_path: dotted name of the model's block list.
+    """
+    return [*_weights(weights, mask, block_path), *_cache(values, mask)]
 
 
 def _block_of(name: str, block_path: str) -> int | None:
@@ -36,20 +50,19 @@ def _block_of(name: str, block_path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _weights(graph: onnx.GraphProto, mask: DepthMask, block_path: str) -> Iterator[str]:
+def _weights(names: Iterable[str], mask: DepthMask, block_path: str) -> Iterator[str]:
     found = set()
-    for tensor in graph.initializer:
-        block = _block_of(tensor.name, block_path)
+    for name in names:
+        block = _block_of(name, block_path)
         if block is not None:
             found.add(block)
             if block in mask.skipped:
-                yield f"initializer {tensor.name} belongs to skipped block {block}"
+                yield f"initializer {name} belongs to skipped block {block}"
     for block in sorted(set(mask.kept) - found):
         yield f"kept block {block} has no initializer"
 
 
-def _cache(graph: onnx.GraphProto, mask: DepthMask) -> Iterator[str]:
-    names = [value.name for value in (*graph.input, *graph.output)]
+def _cache(names: Iterable[str], mask: DepthMask) -> Iterator[str]:
     blocks = {int(match[1]) for name in names if (match := _CACHE_NAME.match(name))}
     for block in sorted(blocks & set(mask.skipped)):
         yield f"cache row of skipped block {block} is among inputs or outputs"

@@ -6,7 +6,7 @@ own interfaces for them, its cache by one that hands new keys and values on to t
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +71,11 @@ def trace(model: LoadedModel) -> MarkedProgram:
     _set_attention(module)
     open_experts(module)
     build = decoder_case if is_decoder else single_pass_case
-    wrapper, args, names, axes, outputs = build(model, module, context)
+    with _in_place_of(module):
+        wrapper, args, names, axes, outputs = build(model, module, context)
     shapes = _shapes(names, axes, model.spec.kind)
     try:
-        with _boundaries(model, module), torch.no_grad():
+        with _boundaries(model, module), torch.no_grad(), _in_place_of(module):
             program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         # Whatever the model's own code does may fail under tracing, with errors of many packages.
@@ -99,6 +100,12 @@ def _private_copy(model: LoadedModel) -> nn.Module:
     copied: nn.Module = copy.deepcopy(module, shared)
     model.adapter.prepare_for_export(copied)
     return copied
+
+
+def _in_place_of(module: nn.Module) -> AbstractContextManager[Any]:
+    """Examples, and what the traced code makes by itself, lie on the device that the model lies on."""
+    device = next(module.parameters()).device
+    return nullcontext() if device.type == "cpu" else torch.device(device)
 
 
 def _set_attention(module: nn.Module) -> None:

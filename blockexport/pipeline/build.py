@@ -37,11 +37,15 @@ from blockexport.export.graph_file import shared_tensors, signature_of, to_bytes
 from blockexport.models.loaded import LoadedModel, as_loaded
 from blockexport.models.loading import load_model
 from blockexport.pipeline.gates import GateKeeper, Gates
+from blockexport.pipeline.packages import Packages
 from blockexport.pipeline.parts import Part
 from blockexport.pipeline.prove import Prover
+from blockexport.runtime import compiled
 from blockexport.runtime.engines import BACKEND
 
 BACKENDS = (BACKEND,)
+"""What is built when nothing else is asked for, and in any case: quality is measured on it, and any host can run it."""
+CHOICES = (BACKEND, compiled.BACKEND)
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # How pictures are cut; what the one leaves out the other says.
@@ -64,6 +68,7 @@ class BuildOptions:
         vision_ladder: levels of the vision side of a model that reads pictures; None for its full depth only.
         seed: seed of the parity inputs.
         overwrite: whether a bundle at the same place may be replaced.
+        device: what machine code is compiled for: `cpu` or `cuda`.
         cache_folder: where traces are kept between builds; None for not at all.
         recipe: what was asked for, kept in the manifest.
         attachments: further files for the bundle, by path in it, such as the scores the ladder rests on.
@@ -74,6 +79,7 @@ class BuildOptions:
     precision: Precision | Mapping[str, Precision] = FP32
     vision_ladder: DepthLadder | None = None
     seed: int = 66
+    device: str = compiled.DEVICE
     overwrite: bool = True
     cache_folder: Path | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +101,7 @@ def build(
     Args:
         model: a loaded model, a transformers module, or what `load_model` takes.
         ladder: the levels.
-        backends: who will run the engines; `onnxruntime`.
+        backends: who will run the engines: `onnxruntime`, whose graphs every bundle has, and `aotinductor`.
         out: where the bundle goes; replaced in one step, or not at all.
         options: see `BuildOptions`.
         keeper: collects the gates' verdicts, also those of a build that fails.
@@ -119,7 +125,7 @@ def build(
         msg = f"the ladder rests on scores of another model than {loaded.spec.name}; score and select for this one"
         raise ScoresError(msg)
     keeper = keeper or GateKeeper(options.gates)
-    work = _Build(loaded, ladder, options, keeper, on_stage or (lambda _what, _share: None))
+    work = _Build(loaded, ladder, options, keeper, on_stage or (lambda _what, _share: None), tuple(backends))
     with BundleWriter(Path(out), overwrite=options.overwrite) as writer:
         draft = work.run(writer)
         keeper.duration()
@@ -129,9 +135,9 @@ def build(
 
 
 def _check_backends(backends: Sequence[str]) -> None:
-    unknown = sorted(set(backends) - set(BACKENDS))
+    unknown = sorted(set(backends) - set(CHOICES))
     if unknown or not backends:
-        msg = f"backends {list(backends)} cannot be built; choose from {', '.join(BACKENDS)}"
+        msg = f"backends {list(backends)} cannot be built; choose from {', '.join(CHOICES)}"
         raise ConfigError(msg)
 
 
@@ -154,6 +160,7 @@ class _Build:
     options: BuildOptions
     keeper: GateKeeper
     on_stage: Stage
+    backends: tuple[str, ...]
 
     def run(self, writer: BundleWriter) -> ManifestDraft:
         """Fill the writer's folder and say what is in it."""
@@ -163,6 +170,9 @@ class _Build:
         options = self.options
         text = Part.of(self.model, self.ladder, options.precision, options.cache_folder)
         vision = self._vision_part()
+        packages = None
+        if compiled.BACKEND in self.backends:
+            packages = Packages.of(self.model, self.ladder, options.precision, options.device)
         self.on_stage("cutting depths", 0.35)
         parts = [text] if vision is None else [vision, text]
         graphs = {part.prefix: part.graphs() for part in parts}
@@ -173,6 +183,8 @@ class _Build:
             for graph in part.values()
             for name, tensor in shared_tensors(graph).items()
         }
+        if packages is not None:
+            tensors |= packages.tensors()
         locations = write_weights(writer.path_for(WEIGHTS_FILE), tensors)
         engines = {
             prefix: {
@@ -184,7 +196,11 @@ class _Build:
         self._add_tokenizer(writer)
         for path, content in self.options.attachments.items():
             writer.add_bytes(path, content)
-        return self._prove(writer, engines, text, vision, data)
+        draft = self._prove(writer, engines, text, vision, data)
+        if packages is None:
+            return draft
+        self.on_stage("compiling every level", 0.9)
+        return packages.add_to(draft, writer, self.keeper)
 
     def _vision_part(self) -> Part | None:
         side = self.model.vision_side

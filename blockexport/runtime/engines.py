@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,17 @@ from blockexport.backends.onnxruntime.single_pass import OrtSinglePass
 from blockexport.bundle.layout import VISION_PREFIX
 from blockexport.bundle.manifest import LevelEntry
 from blockexport.bundle.reader import Bundle
-from blockexport.core.engine import StepInputs
+from blockexport.core.engine import DecoderRunner, LevelOpener, SinglePassRunner, StepInputs
 from blockexport.core.model import ModelSpec
 from blockexport.core.pictures import ImageTokens, Pictures
 from blockexport.core.quality import Forward
 from blockexport.errors import BundleError, RequestError
 from blockexport.runtime.kv_cache import KvCache
+from blockexport.runtime.others import OtherLevels
 from blockexport.runtime.packed_entry import PackedLevels
 
 BACKEND = "onnxruntime"
-_Runner = TypeVar("_Runner", OrtDecoder, OrtSinglePass)
+_Runner = TypeVar("_Runner")
 _log = logging.getLogger(__name__)
 
 
@@ -37,12 +38,26 @@ class LevelFile:
         kept: blocks.
         library: operators that the graph needs beyond the backend's own.
         stock: what to use instead should this one not open, or not give the recorded answers on this host.
+        opener: of another backend, whose file this is.
     """
 
     path: Path
     kept: tuple[int, ...]
     library: Path | None = None
     stock: "LevelFile | None" = None
+    opener: LevelOpener | None = None
+
+    def decoder(self, threads: int) -> DecoderRunner:
+        """Open a decoder level."""
+        if self.opener is not None:
+            return self.opener.decoder(self.path)
+        return OrtDecoder(self.path, threads=threads, library=self.library)
+
+    def single_pass(self, threads: int) -> SinglePassRunner:
+        """Open an encoder or vision level."""
+        if self.opener is not None:
+            return self.opener.single_pass(self.path)
+        return OrtSinglePass(self.path, threads=threads, library=self.library)
 
 
 Proof = Callable[["Engines", str], bool]
@@ -56,8 +71,8 @@ class Engines:
         spec: the model.
         files: the graphs by level name, deepest first.
         threads: threads within an operator; 0 lets the backend choose.
-        prove: asked about each level that needs operators beyond the backend's own when it is opened; None to trust
-            them.
+        prove: asked about each level that is not run by the backend's own operators on the processor, when it is
+            opened; None to trust them.
         vision: the engines of the vision side, for a model that reads pictures.
     """
 
@@ -77,8 +92,8 @@ class Engines:
         self._prove = prove
         self._packed: PackedLevels | None = None
         self.names = tuple(files)
-        self._decoders: dict[str, OrtDecoder] = {}
-        self._single_pass: dict[str, OrtSinglePass] = {}
+        self._decoders: dict[str, DecoderRunner] = {}
+        self._single_pass: dict[str, SinglePassRunner] = {}
 
     @classmethod
     def of_bundle(
@@ -89,6 +104,7 @@ class Engines:
         operators: Operators = STOCK,
         packed: PackedLevels | None = None,
         prove: Proof | None = None,
+        others: OtherLevels | None = None,
     ) -> Self:
         """The engines of a bundle on disk; levels that have no graph for the operators use the backend's own.
 
@@ -98,6 +114,7 @@ class Engines:
             operators: whose operators run.
             packed: weights packed for the backend's own operators, shared by all levels.
             prove: see the class.
+            others: what runs levels in place of the graphs on the processor.
         """
 
         def locate(level: LevelEntry, prefix: str = "") -> LevelFile:
@@ -106,6 +123,8 @@ class Engines:
             stock = LevelFile(graph, level.kept)
             if packed is not None and not prefix:
                 stock = LevelFile(packed.path(graph), level.kept, stock=stock)
+            if others is not None and name in others.paths:
+                return LevelFile(others.paths[name], level.kept, stock=stock, opener=others.opener)
             if operators.library is None or all(engine.target != operators.target for engine in level.engines):
                 return stock
             path = bundle.engine_path(name, BACKEND, operators.target)
@@ -157,49 +176,53 @@ class Engines:
         """Names of the levels that are open."""
         return tuple(name for name in self.names if name in self._decoders or name in self._single_pass)
 
-    def decoder(self, level: str) -> OrtDecoder:
+    def decoder(self, level: str) -> DecoderRunner:
         """The opened decoder of a level.
 
         Raises:
             BundleError: this host cannot open the level's engine.
         """
         if level not in self._decoders:
-            self._decoders[level] = self._open(OrtDecoder, level)
+            self._decoders[level] = self._open(level, LevelFile.decoder)
             if self._has_failed(level):
-                self._decoders[level] = self._open(OrtDecoder, level)
+                self._decoders[level] = self._open(level, LevelFile.decoder)
         return self._decoders[level]
 
-    def single_pass(self, level: str) -> OrtSinglePass:
+    def single_pass(self, level: str) -> SinglePassRunner:
         """The opened encoder or vision model of a level.
 
         Raises:
             BundleError: this host cannot open the level's engine.
         """
         if level not in self._single_pass:
-            self._single_pass[level] = self._open(OrtSinglePass, level)
+            self._single_pass[level] = self._open(level, LevelFile.single_pass)
             if self._has_failed(level):
-                self._single_pass[level] = self._open(OrtSinglePass, level)
+                self._single_pass[level] = self._open(level, LevelFile.single_pass)
         return self._single_pass[level]
 
-    def operators(self, level: str) -> Literal["native", "stock"]:
-        """Whose operators run a level."""
-        return "stock" if self._files[level].library is None else "native"
+    def operators(self, level: str) -> str:
+        """Whose operators run a level: `native`, `stock`, or another backend's kind."""
+        file = self._files[level]
+        if file.opener is not None:
+            return file.opener.kind
+        return "stock" if file.library is None else "native"
 
-    def _open(self, runner: type[_Runner], level: str) -> _Runner:
+    def _open(self, level: str, how: Callable[[LevelFile, int], _Runner]) -> _Runner:
         file = self._files[level]
         try:
-            return runner(file.path, threads=self.threads, library=file.library)
+            return how(file, self.threads)
         except BundleError as error:
             if file.stock is None:
                 raise
             self._fall_back(level, str(error))
-            return self._open(runner, level)
+            return self._open(level, how)
 
     def _has_failed(self, level: str) -> bool:
         """Whether a level that was just opened is wrong on this host; its stock graph is then used from now on."""
-        if self._files[level].library is None or self._prove is None or self._prove(self, level):
+        kind = self.operators(level)
+        if kind == "stock" or self._prove is None or self._prove(self, level):
             return False
-        self._fall_back(level, "native operators do not give the recorded answers on this host")
+        self._fall_back(level, f"{kind} operators do not give the recorded answers on this host")
         return True
 
     def _fall_back(self, level: str, why: str) -> None:

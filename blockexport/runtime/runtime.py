@@ -20,6 +20,7 @@ from blockexport.runtime.decode_loop import DecodeLoop, Generation
 from blockexport.runtime.engines import Engines
 from blockexport.runtime.forward import run_whole
 from blockexport.runtime.levels import Level, levels_of
+from blockexport.runtime.others import OtherLevels
 from blockexport.runtime.packed_entry import PackedLevels
 from blockexport.runtime.profile import stored_profile
 from blockexport.runtime.prompt_batch import PromptBatch
@@ -52,6 +53,7 @@ class Runtime:
         kv_tokens: tokens of each row that the cache holds at first, and by which it grows.
         operators: whose operators run the levels.
         packed: weights packed for the backend's own operators, shared by all levels.
+        others: what runs levels in place of the graphs on the processor.
         clock: monotonic nanoseconds.
     """
 
@@ -63,6 +65,7 @@ class Runtime:
         kv_tokens: int = KV_STEP_TOKENS,
         operators: Operators = STOCK,
         packed: PackedLevels | None = None,
+        others: OtherLevels | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         if kv_tokens < 1:
@@ -71,7 +74,7 @@ class Runtime:
         self.bundle = bundle
         self.spec = bundle.manifest.model
         self.engines = Engines.of_bundle(
-            bundle, threads=threads, operators=operators, packed=packed, prove=proof_of(bundle)
+            bundle, threads=threads, operators=operators, packed=packed, prove=proof_of(bundle), others=others
         )
         self._kv_tokens = kv_tokens
         self._clock = clock

@@ -11,8 +11,9 @@ from blockexport.bundle.layout import PARITY_FILE, VISION_PREFIX
 from blockexport.bundle.manifest import ParityRecord
 from blockexport.bundle.reader import Bundle, check_bundle, open_bundle
 from blockexport.core.parity import ParityCase
-from blockexport.errors import BackendUnavailableError
-from blockexport.runtime.engines import Engines
+from blockexport.errors import BackendUnavailableError, BundleError
+from blockexport.runtime import compiled
+from blockexport.runtime.engines import Engines, LevelFile
 from blockexport.runtime.proof import check_level, recorded_cases
 
 Status = Literal["ok", "failed", "not run"]
@@ -74,6 +75,23 @@ def _parity(bundle: Bundle) -> Iterator[VerifiedCheck]:
             continue
         yield from _level_parity(_part(stock, name), level.name, cases, f"parity:{name}")
     yield from _native_parity(bundle, recorded)
+    yield from _compiled_parity(bundle, recorded)
+
+
+def _compiled_parity(bundle: Bundle, recorded: Mapping[str, tuple[ParityCase, ...]]) -> Iterator[VerifiedCheck]:
+    levels = bundle.manifest.all_levels
+    if all(engine.backend != compiled.BACKEND for level in levels.values() for engine in level.engines):
+        return
+    try:
+        code = compiled.open_packages(bundle)
+    except (BackendUnavailableError, BundleError) as error:
+        yield VerifiedCheck("parity:compiled", "not run", str(error))
+        return
+    # Nothing to fall back on: what is looked at is the package.
+    files = {name: LevelFile(path, levels[name].kept, opener=code.opener) for name, path in code.paths.items()}
+    engines = Engines(bundle.manifest.model, files)
+    for name in files:
+        yield from _level_parity(engines, name, recorded.get(name, ()), f"parity:{name}:compiled")
 
 
 def _native_parity(bundle: Bundle, recorded: Mapping[str, tuple[ParityCase, ...]]) -> Iterator[VerifiedCheck]:

@@ -18,6 +18,7 @@ CONTRACT = {
     "Sampling",
     "bake",
     "build",
+    "compile_level",
     "load",
     "load_model",
     "masked",

@@ -1,10 +1,15 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blockexport.errors import BundleError, IntegrityError, RequestError
-from blockexport.runtime import load
+from blockexport.backends.onnxruntime.device import DeviceLevels
+from blockexport.backends.onnxruntime.providers import CPU
+from blockexport.bundle.reader import open_bundle
+from blockexport.errors import BackendUnavailableError, BundleError, ConfigError, IntegrityError, RequestError
+from blockexport.runtime import Runtime, load
+from blockexport.runtime.others import OtherLevels
 
 pytestmark = pytest.mark.slow
 
@@ -63,3 +68,40 @@ def test_packed_weights_serve_stock_operators_once_they_were_made(
         assert runtime.generate([3, 1, 4], 8, stop_tokens=[]).tokens == tokens
     without = load(bundle_folder, threads=1, operators="stock", packed=False)
     assert without.engines._files["d3"].path.parent == bundle_folder
+
+
+def test_cuda_without_its_provider_is_named_and_the_processor_still_serves(bundle_folder: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(BackendUnavailableError, match="ort-gpu"):
+        load(bundle_folder, device="cuda")
+    assert load(bundle_folder, threads=1).generate([3, 1], 1, stop_tokens=[]).tokens
+
+
+@pytest.mark.parametrize(("backend", "device"), [("tvm", "cpu"), ("onnxruntime", "tpu"), ("aotinductor", "cuda")])
+def test_unknown_backends_and_devices_are_refused(backend: Any, device: Any, bundle_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{backend!r}.*{device!r}"):
+        load(bundle_folder, backend=backend, device=device)
+
+
+def test_a_level_that_finds_no_room_on_the_device_runs_on_the_processor(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(bundle_folder)
+    others = OtherLevels(DeviceLevels("cpu", CPU), {"d4": bundle.engine_path("d4", "onnxruntime", "ort")})
+    runtime = Runtime(bundle, threads=1, others=others)
+    tokens = runtime.generate([3, 1], 4, stop_tokens=[]).tokens
+    assert runtime.engines.operators("d4") == "cuda"
+    runtime.unload("d4")
+
+    def refuse(*_: Any) -> None:
+        msg = "out of memory"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("blockexport.backends.onnxruntime.device._value", refuse)
+    others = OtherLevels(DeviceLevels("cpu", CPU), others.paths)
+    fallen = Runtime(bundle, threads=1, others=others)
+    assert fallen.generate([3, 1], 4, stop_tokens=[]).tokens == tokens
+    assert fallen.engines.operators("d4") == "stock"

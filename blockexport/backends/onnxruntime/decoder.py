@@ -24,10 +24,17 @@ from blockexport.errors import RequestError
 
 
 class OrtDecoder:
-    """One opened decoder level."""
+    """One opened decoder level.
 
-    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None) -> None:
-        self._session = open_session(path, threads=threads, library=library)
+    Args:
+        path: the graph.
+        threads: threads within an operator; 0 lets the runtime choose.
+        library: operators beyond the runtime's own.
+        session: the same graph, opened already.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None, session: Any = None) -> None:
+        self._session = session or open_session(path, threads=threads, library=library)
         names = [value.name for value in self._session.get_inputs()]
         # One for all calls: setting its flag ends whichever is in progress, between two of its operators.
         self._run_options = import_onnxruntime().RunOptions()

@@ -1,11 +1,13 @@
 """Opening ONNX Runtime sessions."""
 
 import ctypes
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from blockexport.backends.onnxruntime.providers import CPU, Providers, require_in_use, require_provider
 from blockexport.errors import BackendUnavailableError, BundleError
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -40,8 +42,16 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def open_session(path: Path, *, threads: int = 0, library: Path | None = None, save_packed: Path | None = None) -> Any:
-    """Open one graph on the CPU.
+def open_session(
+    path: Path,
+    *,
+    threads: int = 0,
+    library: Path | None = None,
+    save_packed: Path | None = None,
+    providers: Providers = CPU,
+    initializers: Mapping[str, Any] | None = None,
+) -> Any:
+    """Open one graph, on the CPU if nothing else is said.
 
     Args:
         path: the ONNX file; its weights lie in the same folder.
@@ -49,14 +59,20 @@ def open_session(path: Path, *, threads: int = 0, library: Path | None = None, s
         library: operators beyond the runtime's own.
         save_packed: where to write the graph as the runtime has optimised it; beside it, under the same name with
             `.bin`, its weights and what the kernels packed them into.
+        providers: who computes; the session is refused if another one would.
+        initializers: by name, values to use in place of reading them from the file.
 
     Raises:
+        BackendUnavailableError: the provider is not there, or the runtime would do without it in silence.
         BundleError: the runtime refuses the graph.
     """
     runtime = import_onnxruntime()
+    require_provider(runtime, providers)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    for key, entry in providers.session_entries.items():
+        options.add_session_config_entry(key, entry)
     if save_packed is not None:
         options.optimized_model_filepath = str(save_packed)
         weights_name = save_packed.with_suffix(".bin").name
@@ -65,12 +81,17 @@ def open_session(path: Path, *, threads: int = 0, library: Path | None = None, s
     try:
         if library is not None:
             options.register_custom_ops_library(str(library))
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for name, value in (initializers or {}).items():
+            options.add_initializer(name, value)
+        session = runtime.InferenceSession(str(path), options, providers=[(providers.name, providers.options)])
     except Exception as error:
         # The runtime raises a private class of its own for each kind of failure.
         advice = "rebuild the bundle with it" if save_packed is None else f"make room in {save_packed.parent}"
         msg = f"ONNX Runtime {runtime.__version__} cannot open {path.name}: {error}; {advice}"
         raise BundleError(msg) from error
+    require_in_use(session, providers)
+    # The runtime knows their addresses and does not keep them alive.
+    session.initializers = initializers
     give_back_memory()
     return session
 

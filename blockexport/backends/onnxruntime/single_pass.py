@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,17 @@ from blockexport.backends.onnxruntime.session import open_session
 
 
 class OrtSinglePass:
-    """One opened single-pass level."""
+    """One opened single-pass level.
 
-    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None) -> None:
-        self._session = open_session(path, threads=threads, library=library)
+    Args:
+        path: the graph.
+        threads: threads within an operator; 0 lets the runtime choose.
+        library: operators beyond the runtime's own.
+        session: the same graph, opened already.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0, library: Path | None = None, session: Any = None) -> None:
+        self._session = session or open_session(path, threads=threads, library=library)
         self._names = [value.name for value in self._session.get_inputs()]
 
     def forward(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
