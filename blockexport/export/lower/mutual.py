@@ -1,8 +1,8 @@
 """Cached attention in which some new tokens see one another in both directions, in standard ONNX operators.
 
 ONNX Runtime's operator for caches is causal whatever mask it is given, so keys and values are scattered into the cache
-by operators of their own, in place, and `Attention` gets the whole mask. It attends over the capacity of the cache, also
-where nothing is filled in yet.
+by operators of their own, in place, and `Attention` gets the whole mask. It attends over the capacity of the cache,
+also where nothing is filled in yet.
 """
 
 import torch
