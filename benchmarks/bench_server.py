@@ -221,7 +221,7 @@ def measure(bundle: Path, args: argparse.Namespace, result: dict[str, Any]) -> N
                     rows.append(row | under_load(server, workload, prompts, load_, ladder))
                     print(json.dumps(rows[-1]), flush=True)
     with serving(bundle, args.port, "--policy", "full-depth", *options) as server:
-        result["one_stream"] = one_stream(server, runtime, prompts[0], args.stream_rounds)
+        result["one_stream"] = one_stream(server, runtime, prompts[0][:LONG_ANSWER], args.stream_rounds)
         print(result["one_stream"], flush=True)
     with serving(bundle, args.port, *threads, "--max-rows", "16", "--max-waiting", str(2 * args.streams)) as server:
         result["soak"] = asyncio.run(_soak(server.url, prompts, args.streams, args.soak_s, server))
