@@ -122,64 +122,108 @@ def simulate(
         knows_all: tell the policy the length of each answer and the true slowdown.
         on_plan: told of each decision.
     """
-    clock, run, timed = VirtualClock(), Run(), TimedPolicy(policy)
-    arrivals, coming = [*workload.arrived_ms.tolist(), math.inf], 0
-    # What a profile of such a host would have found as its p95.
-    first = _NORMAL_P95 * noise.jitter
-    lengths, latency = LengthPredictor(), OnlineLatency(costs, len(ladder.depths), first_quantile=first)
     if knows_all:
         # An answer as long as the caller says that it may become needs no prediction.
         workload = replace(workload, max_new_tokens=workload.new_tokens)
-        lengths = LengthPredictor(least=len(workload) + 1)
-        latency = KnownLatency(costs, len(ladder.depths), lambda: noise.slowdown(clock.now_ms))
-    engine = SimulatedEngine(
+    host = _Host(
+        policy,
+        workload,
+        ladder,
         costs,
-        ladder,
-        clock,
-        workload.new_tokens.tolist(),
-        slowdown=noise.slowdown,
-        jitter=noise.jitter,
-        rng=np.random.default_rng(seed),
-        next_arrival=lambda: arrivals[coming],
-    )
-    promises = Promises(ladder, latency, lengths, latency.alpha)
-    run.promises = promises.coverage
-
-    def promise(plan: StepPlan) -> None:
-        number = plan.tickets[0].number
-        if plan.kind == "prefill" and number not in run.predicted_ms:
-            run.predicted_ms[number] = promises.make(plan, scheduler.running, clock.now_ms).predicted_ms
-        on_plan(plan)
-
-    def end(ticket: Ticket, outcome: Outcome) -> None:
-        promises.keep(ticket, clock.now_ms, is_whole=outcome == "served")
-        run.tickets.append((ticket, outcome))
-
-    scheduler = Scheduler(
-        engine,
-        timed,
-        ladder,
-        latency,
-        lengths,
-        clock=clock,
+        noise,
         max_rows=max_rows,
-        on_end=end,
-        on_plan=promise,
+        seed=seed,
+        knows_all=knows_all,
+        on_plan=on_plan,
     )
-    prompts, longest = workload.prompt_tokens.tolist(), workload.max_new_tokens.tolist()
-    is_busy, busy_ms = False, 0.0
-    while is_busy or coming < len(workload):
-        if not is_busy:
-            clock.now_ms = max(clock.now_ms, arrivals[coming])
-        while arrivals[coming] <= clock.now_ms:
-            scheduler.submit(prompts[coming], longest[coming], workload.contracts[coming])
-            coming += 1
-        begun_ms = clock.now_ms
-        is_busy = scheduler.step()
-        busy_ms += clock.now_ms - begun_ms
-        run.followed.append((busy_ms, latency.slowdown, noise.slowdown(clock.now_ms)))
-    run.spent_ns, run.coverage = timed.spent_ns, latency.coverage
-    return run
+    host.serve()
+    return host.run
+
+
+class _Host:
+    """A scheduler on a simulated engine, and the books of its run; arguments as of `simulate`."""
+
+    def __init__(
+        self,
+        policy: StepPolicy,
+        workload: Workload,
+        ladder: Ladder,
+        costs: StepCosts,
+        noise: Noise,
+        *,
+        max_rows: int,
+        seed: int,
+        knows_all: bool,
+        on_plan: Callable[[StepPlan], None],
+    ) -> None:
+        self._workload, self._noise, self._on_plan = workload, noise, on_plan
+        self._clock, self._policy, self.run = VirtualClock(), TimedPolicy(policy), Run()
+        self._arrivals, self._coming = [*workload.arrived_ms.tolist(), math.inf], 0
+        lengths, self._latency = self._predictors(costs, len(ladder.depths), knows_all=knows_all)
+        self._promises = Promises(ladder, self._latency, lengths, self._latency.alpha)
+        engine = SimulatedEngine(
+            costs,
+            ladder,
+            self._clock,
+            workload.new_tokens.tolist(),
+            slowdown=noise.slowdown,
+            jitter=noise.jitter,
+            rng=np.random.default_rng(seed),
+            next_arrival=lambda: self._arrivals[self._coming],
+        )
+        self._scheduler = Scheduler(
+            engine,
+            self._policy,
+            ladder,
+            self._latency,
+            lengths,
+            clock=self._clock,
+            max_rows=max_rows,
+            on_end=self._ended,
+            on_plan=self._planned,
+        )
+
+    def _predictors(
+        self, costs: StepCosts, num_levels: int, *, knows_all: bool
+    ) -> tuple[LengthPredictor, OnlineLatency]:
+        if knows_all:
+            known = KnownLatency(costs, num_levels, lambda: self._noise.slowdown(self._clock.now_ms))
+            return LengthPredictor(least=len(self._workload) + 1), known
+        # What a profile of such a host would have found as its p95.
+        return LengthPredictor(), OnlineLatency(costs, num_levels, first_quantile=_NORMAL_P95 * self._noise.jitter)
+
+    def _planned(self, plan: StepPlan) -> None:
+        number = plan.tickets[0].number
+        if plan.kind == "prefill" and number not in self.run.predicted_ms:
+            promise = self._promises.make(plan, self._scheduler.running, self._clock.now_ms)
+            self.run.predicted_ms[number] = promise.predicted_ms
+        self._on_plan(plan)
+
+    def _ended(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._promises.keep(ticket, self._clock.now_ms, is_whole=outcome == "served")
+        self.run.tickets.append((ticket, outcome))
+
+    def _admit(self) -> None:
+        workload = self._workload
+        while self._arrivals[self._coming] <= self._clock.now_ms:
+            index = self._coming
+            sizes = int(workload.prompt_tokens[index]), int(workload.max_new_tokens[index])
+            self._scheduler.submit(*sizes, workload.contracts[index])
+            self._coming += 1
+
+    def serve(self) -> None:
+        """Serve the workload to its end."""
+        clock, is_busy, busy_ms = self._clock, False, 0.0
+        while is_busy or self._coming < len(self._workload):
+            if not is_busy:
+                clock.now_ms = max(clock.now_ms, self._arrivals[self._coming])
+            self._admit()
+            begun_ms = clock.now_ms
+            is_busy = self._scheduler.step()
+            busy_ms += clock.now_ms - begun_ms
+            self.run.followed.append((busy_ms, self._latency.slowdown, self._noise.slowdown(clock.now_ms)))
+        self.run.spent_ns, self.run.coverage = self._policy.spent_ns, self._latency.coverage
+        self.run.promises = self._promises.coverage
 
 
 def summarise(run: Run, workload: Workload, ladder: Ladder) -> dict[str, Any]:

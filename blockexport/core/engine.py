@@ -1,7 +1,7 @@
 """What a backend's engine of one level looks like to everything above it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from blockexport.core.pictures import ImageTokens
 from blockexport.core.positions import PositionShifts
+from blockexport.core.signature import last_slot_name
 from blockexport.errors import RequestError
 
+_TAKEN_BY_ALL = ("input_ids", "position_ids", "total_tokens", "logits_index")
 KvRow = tuple[NDArray[np.generic], NDArray[np.generic]]
 """Keys and values of one block, each (batch, kv_heads, capacity, head_dim), updated in place."""
 
@@ -45,6 +47,22 @@ class StepInputs:
     last_slots: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
     image_tokens: ImageTokens | None = None
     position_shifts: NDArray[np.int64] | None = None
+
+    def by_name(self, blocks: Iterable[int]) -> dict[str, NDArray[np.generic]]:
+        """What every decoder graph over these blocks takes besides cache rows, by the names of its inputs."""
+        slots = {last_slot_name(block): self.last_slots.get(block, self.last_position) for block in blocks}
+        return {name: getattr(self, name) for name in _TAKEN_BY_ALL} | slots
+
+    def require_room(self, capacity: int) -> None:
+        """Make sure that cache rows of so many tokens can hold the new ones.
+
+        Raises:
+            RequestError: they cannot.
+        """
+        tokens = max(self.input_ids.shape[1], int(self.total_tokens))
+        if tokens > capacity:
+            msg = f"{tokens} tokens do not fit a cache of {capacity}; allocate more or ask for fewer"
+            raise RequestError(msg)
 
     @classmethod
     def prompt(

@@ -1,5 +1,6 @@
 """What every stage behind the loader needs to know of a model, without the model."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
@@ -116,6 +117,10 @@ class ModelSpec(BaseModel):
                 "stop_tokens": (),
             }
         )
+
+    def kv_layout(self, blocks: Iterable[int]) -> dict[int, tuple[int, int]]:
+        """Of these blocks, (kv_heads, head_dim) of their cache rows."""
+        return {block: (self.kv[block].num_heads, self.kv[block].head_dim) for block in blocks}
 
     @property
     def has_axes(self) -> bool:

@@ -24,6 +24,8 @@ class Signature(BaseModel):
     outputs: tuple[TensorSpec, ...]
 
 
+WRAPPER = "model."
+"""In front of a weight's name within a traced program: what the trace wraps a model in. The weight file has none."""
 CachePart = Literal["key", "value"]
 CACHE_PARTS: tuple[CachePart, CachePart] = ("key", "value")
 LAST_SLOT = "last_slot"

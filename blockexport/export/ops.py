@@ -22,6 +22,34 @@ def _(hidden_states: torch.Tensor, unit: str, side: str) -> torch.Tensor:
     return torch.empty_like(hidden_states)
 
 
+def slots_and_sight(
+    last_slot: torch.Tensor,
+    total_tokens: torch.Tensor,
+    seq: int,
+    capacity: int,
+    window: int,
+    mutual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where new tokens go and what they see, for every form of `cached_attention`; its arguments.
+
+    Branches on no value, so that it can be traced.
+
+    Returns:
+        Slots (batch, seq), and whether a new token sees what a slot holds, (batch, seq, capacity).
+    """
+    first = torch.where(total_tokens == seq, torch.zeros_like(last_slot), last_slot + 1 - seq)
+    slots = first.long()[:, None] + torch.arange(seq, device=last_slot.device)
+    distance = slots[:, :, None] - torch.arange(capacity, device=last_slot.device)
+    visible = distance >= 0
+    if window != NO_WINDOW:
+        visible = visible & (distance < window)
+    if mutual is not None:
+        # As numbers: ONNX's operator that scatters knows no flags.
+        flags = torch.zeros(mutual.shape[0], capacity, device=last_slot.device).scatter(1, slots, mutual.float()) > 0
+        visible = visible | (mutual[:, :, None] & flags[:, None, :])
+    return slots, visible
+
+
 @torch.library.custom_op("blockexport::cached_attention", mutates_args=())
 def cached_attention(
     query: torch.Tensor,
@@ -59,9 +87,7 @@ def cached_attention(
     """
     batch, num_heads, seq, head_dim = query.shape
     num_kv_heads, capacity = past_key.shape[1], past_key.shape[2]
-    is_prompt = seq == int(total_tokens)
-    first = torch.zeros_like(last_slot) if is_prompt else last_slot + 1 - seq
-    slots = first.long()[:, None] + torch.arange(seq)
+    slots, visible = slots_and_sight(last_slot, total_tokens, seq, capacity, window, mutual)
     index = slots[:, None, :, None].expand(batch, num_kv_heads, seq, head_dim)
     present_key, present_value = past_key.scatter(2, index, key), past_value.scatter(2, index, value)
     keys = present_key.repeat_interleave(num_heads // num_kv_heads, dim=1)
@@ -69,14 +95,7 @@ def cached_attention(
     scores = query @ keys.transpose(-1, -2) * scale
     if softcap != NO_SOFTCAP:
         scores = softcap * torch.tanh(scores / softcap)
-    distance = slots[:, None, :, None] - torch.arange(capacity)
-    visible = distance >= 0
-    if window != NO_WINDOW:
-        visible &= distance < window
-    if mutual is not None:
-        is_mutual = torch.zeros(batch, capacity, dtype=torch.bool).scatter(1, slots, mutual)
-        visible |= mutual[:, None, :, None] & is_mutual[:, None, None, :]
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
     attended = (weights @ values).transpose(1, 2).reshape(batch, seq, num_heads * head_dim)
     return attended, present_key, present_value
 

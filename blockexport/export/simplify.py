@@ -10,7 +10,8 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import onnx_fusions, rewrite
 from onnxscript.rewriter.ort_fusions.fused_matmul_rule_sets import fused_matmul_rule_sets
 
-_WRAPPER_PREFIX = "model."
+from blockexport.core.signature import WRAPPER
+
 # Shape constants have a handful of entries; nothing that a checkpoint stores is this small.
 _MAX_SHAPE_CONSTANT = 8
 _FOLD_LIMIT = 1024
@@ -54,7 +55,7 @@ def use_weights_as_stored(model: ir.Model) -> None:
 def _restore_names(model: ir.Model) -> None:
     """Call each weight what the checkpoint calls it: without the name of the module traced around the model."""
     for name in list(model.graph.initializers):
-        if name.startswith(_WRAPPER_PREFIX):
+        if name.startswith(WRAPPER):
             value = model.graph.initializers.pop(name)
-            value.name = name.removeprefix(_WRAPPER_PREFIX)
+            value.name = name.removeprefix(WRAPPER)
             model.graph.register_initializer(value)

@@ -118,8 +118,7 @@ class Packages:
         """Hold a package to the recorded answers, and look for what it has of skipped blocks."""
         spec = self.model.spec
         if spec.kind == "decoder":
-            layout = {block: (spec.kv[block].num_heads, spec.kv[block].head_dim) for block in level.kept}
-            records = check_decoder(opener.decoder(path), layout, cases)
+            records = check_decoder(opener.decoder(path), spec.kv_layout(level.kept), cases)
         else:
             records = check_single_pass(opener.single_pass(path), cases)
         records = tuple(record.model_copy(update={"operators": "compiled"}) for record in records)

@@ -92,10 +92,10 @@ def gather(path: Path, study: Study | None, switching: Switching | None = None) 
     """
     bundle = open_bundle(path)
     host = HostFingerprint.detect()
-    profiles = bundle.read_profiles()
+    profiles = [LatencyProfile.from_json(value) for value in bundle.read_profiles().values()]
     # That of all processors before those of fewer threads.
-    own = [name for name in sorted(profiles) if name.partition("-")[0] == host.key]
-    key = next(iter([*own, *profiles]), None)
+    profiles.sort(key=lambda found: (found.host != host, -found.threads))
+    profile = profiles[0] if profiles else None
     study = study or _attached_study(bundle)
     _check_model(bundle, "study", study.model_digest if study else "")
     scores = study.scores if study else _attached_scores(bundle)
@@ -104,8 +104,8 @@ def gather(path: Path, study: Study | None, switching: Switching | None = None) 
     return Material(
         bundle=bundle,
         host=host,
-        profile=None if key is None else LatencyProfile.from_json(profiles[key]),
-        is_own_profile=key in own,
+        profile=profile,
+        is_own_profile=profile is not None and profile.host == host,
         study=study,
         scores=scores,
         memory=measure_memory(bundle.folder, len(bundle.manifest.levels)),

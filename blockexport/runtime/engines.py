@@ -153,8 +153,7 @@ class Engines:
 
     def layout(self, level: str) -> dict[int, tuple[int, int]]:
         """Per kept block of a level, (kv_heads, head_dim)."""
-        rows = self.spec.kv
-        return {block: (rows[block].num_heads, rows[block].head_dim) for block in self._files[level].kept}
+        return self.spec.kv_layout(self._files[level].kept)
 
     def new_cache(self, batch: int, capacity_tokens: int) -> KvCache:
         """An empty cache for all levels.

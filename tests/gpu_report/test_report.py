@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from blockexport.gpu_report import worker
 from blockexport.gpu_report.__main__ import main
 from blockexport.gpu_report.checks import CHECKS
 from blockexport.gpu_report.finding import Check, Finding, verdict
-from blockexport.gpu_report.optional import findings_of
 from blockexport.gpu_report.report import LIMIT_S, Report, run_checks
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -127,17 +127,33 @@ def test_a_host_without_a_gpu_gets_a_whole_report(tmp_path: Path, capsys: pytest
     assert "not_run" in capsys.readouterr().out
 
 
-def test_parts_bring_their_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImportError):
-        list(findings_of("blockexport.backends.no_such_thing", "x"))
-    with pytest.raises(BackendUnavailableError, match="no checks"):
-        list(findings_of("blockexport.errors", "x"))
-    own = [{"id": "numerics", "status": "pass"}, {"id": "speed", "status": "fail", "why": "slow", "metrics": {"ms": 1}}]
-    monkeypatch.setattr("blockexport.errors.run_checks", lambda _device: own, raising=False)
-    assert [(f.id, f.tier, f.status, f.why) for f in findings_of("blockexport.errors", "x")] == [
-        ("x:numerics", "gpu", "pass", ""),
-        ("x:speed", "gpu", "fail", "slow"),
-    ]
+def test_every_check_can_be_loaded_and_asks_for_a_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(worker, "find_gpu", lambda: None)
+    for check in CHECKS:
+        if check.tier == "gpu" and not torch.cuda.is_available():
+            output = io.StringIO()
+            worker.run(check, output)
+            (finding,) = map(json.loads, output.getvalue().splitlines())
+            assert finding["status"] == "not_run", finding
+            assert "BackendUnavailableError" in finding["why"], finding
+
+
+def test_the_kernels_own_report_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from blockexport.gpu_report.checks import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "require_torch_cuda", lambda: None)
+    monkeypatch.setattr(triton_kernels.torch, "device", lambda _name: SimpleNamespace(type="cpu"))
+    found = list(triton_kernels.run())
+    # On a processor none is timed; numerics are looked at if Triton interprets.
+    assert {finding.id for finding in found} == {
+        f"triton.{kernel}.{question}"
+        for kernel in ("decode_attention", "residual_rmsnorm", "kv_backfill", "dequant_gemv")
+        for question in ("numerics", "speed")
+    }
+    assert {finding.tier for finding in found} == {"gpu"}
+    assert "pass" not in {finding.status for finding in found if finding.id.endswith("speed")}
 
 
 def test_all_checks_fit_into_eight_minutes_and_have_names_of_their_own() -> None:

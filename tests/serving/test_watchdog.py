@@ -31,4 +31,7 @@ def test_only_a_call_that_takes_too_long_is_interrupted() -> None:
 
 
 def test_closing_a_watchdog_that_never_watched() -> None:
-    Watchdog(1.0).close()
+    before = threading.active_count()
+    watchdog = Watchdog(1.0)
+    watchdog.close()
+    assert threading.active_count() == before

@@ -7,11 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from blockexport.core.engine import KvRow, StepInputs
-from blockexport.core.signature import CACHE_PARTS, Signature, last_slot_name, past_name
+from blockexport.core.signature import CACHE_PARTS, Signature, past_name
 from blockexport.errors import RequestError
 
 Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-_STEP_INPUTS = ("input_ids", "position_ids", "total_tokens", "logits_index")
 
 
 class AotDecoder:
@@ -73,14 +72,11 @@ class AotBoundDecoder:
         """
         if inputs is self._inputs:
             return
-        if inputs.input_ids.shape[1] > self._capacity:
-            raise self._overrun(inputs.input_ids.shape[1])
+        inputs.require_room(self._capacity)
         if inputs.image_tokens is not None:
             msg = "pictures were given to a level that reads text only; leave them out"
             raise RequestError(msg)
-        given = {name: getattr(inputs, name) for name in _STEP_INPUTS}
-        given |= {last_slot_name(b): inputs.last_slots.get(b, inputs.last_position) for b in self._blocks}
-        tensors = self._rows | {name: as_tensor(array) for name, array in given.items()}
+        tensors = self._rows | {name: as_tensor(array) for name, array in inputs.by_name(self._blocks).items()}
         self._arguments = [tensors[name] for name in self._names]
         self._logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
         self._inputs = inputs
@@ -92,14 +88,10 @@ class AotBoundDecoder:
             RequestError: the rows cannot hold the new tokens, or the engine fails on them.
         """
         self.prepare(inputs)
-        if inputs.total_tokens > self._capacity:
-            raise self._overrun(int(inputs.total_tokens))
+        inputs.require_room(self._capacity)
         output = self._run([tensor.to(self._device) for tensor in self._arguments])
         torch.from_numpy(self._logits).copy_(output)
         return self._logits
-
-    def _overrun(self, tokens: int) -> RequestError:
-        return RequestError(f"{tokens} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer")
 
 
 def as_tensor(array: NDArray[np.generic]) -> torch.Tensor:

@@ -8,11 +8,9 @@ import torch
 from torch._inductor import package as _package
 
 from blockexport.backends.aotinductor.weights import SharedWeights
-from blockexport.core.signature import Signature
+from blockexport.core.signature import WRAPPER, Signature
 from blockexport.errors import BundleError, RequestError
 
-# What the model was wrapped in when it was exported.
-_WRAPPER = "model."
 _PACKAGES: Any = _package
 
 
@@ -34,8 +32,8 @@ class Package:
         try:
             # Single-threaded: the runtime is, and CUDA graphs demand it.
             self._model: Any = _PACKAGES.load_package(str(path), run_single_threaded=True)
-            lent = weights.lend(name.removeprefix(_WRAPPER) for name in self._model.get_constant_fqns())
-            constants = {f"{_WRAPPER}{name}": tensor for name, tensor in lent.items()}
+            lent = weights.lend(name.removeprefix(WRAPPER) for name in self._model.get_constant_fqns())
+            constants = {f"{WRAPPER}{name}": tensor for name, tensor in lent.items()}
             self._model.load_constants(constants, check_full_update=True, user_managed=True)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())

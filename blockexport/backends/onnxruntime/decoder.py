@@ -16,7 +16,6 @@ from blockexport.core.signature import (
     IMAGE_FEATURES,
     IMAGE_POSITIONS,
     POSITION_SHIFTS,
-    last_slot_name,
     past_name,
     present_name,
 )
@@ -86,15 +85,12 @@ class OrtBoundDecoder:
         """
         if inputs is self._inputs:
             return
-        if inputs.input_ids.shape[1] > self._capacity:
-            raise self._overrun(inputs.input_ids.shape[1])
-        for name in ("input_ids", "position_ids", "total_tokens", "logits_index"):
-            self._bind_input(name, getattr(inputs, name))
+        inputs.require_room(self._capacity)
+        for name, array in inputs.by_name(self._rows).items():
+            self._bind_input(name, array)
         self._bind_image_tokens(inputs.image_tokens)
         if self._has_axes:
             self._bind_shifts(inputs)
-        for block in self._rows:
-            self._bind_input(last_slot_name(block), inputs.last_slots.get(block, inputs.last_position))
         self._logits = np.empty((*inputs.logits_index.shape, self._vocab_size), np.float32)
         self._bind_output("logits", self._logits)
         self._inputs = inputs
@@ -106,8 +102,7 @@ class OrtBoundDecoder:
             RequestError: the rows cannot hold the new tokens, or the engine fails on them.
         """
         self.prepare(inputs)
-        if inputs.total_tokens > self._capacity:
-            raise self._overrun(int(inputs.total_tokens))
+        inputs.require_room(self._capacity)
         try:
             self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:
@@ -133,9 +128,6 @@ class OrtBoundDecoder:
         if shifts is None:
             shifts = self._no_shifts = np.zeros((NUM_AXES, *inputs.input_ids.shape), np.int64)
         self._bind_input(POSITION_SHIFTS, shifts)
-
-    def _overrun(self, tokens: int) -> RequestError:
-        return RequestError(f"{tokens} tokens do not fit a cache of {self._capacity}; allocate more or ask for fewer")
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)

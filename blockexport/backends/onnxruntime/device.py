@@ -17,7 +17,7 @@ from blockexport.backends.onnxruntime.providers import Providers, cuda, require_
 from blockexport.backends.onnxruntime.session import import_onnxruntime, open_session
 from blockexport.backends.onnxruntime.single_pass import OrtSinglePass
 from blockexport.core.engine import StepInputs, empty_rows
-from blockexport.core.signature import CACHE_PARTS, last_slot_name, past_name, present_name
+from blockexport.core.signature import CACHE_PARTS, past_name, present_name
 from blockexport.errors import BundleError, RequestError
 
 DeviceRow = tuple[Any, Any]
@@ -27,7 +27,6 @@ DeviceRow = tuple[Any, Any]
 _TYPES: dict[int, type[np.generic]] = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
 # What the attention kernel reads on the host.
 _ON_HOST = ("total_tokens",)
-_STEP_INPUTS = ("input_ids", "position_ids", "total_tokens", "logits_index")
 
 
 class DeviceLevels:
@@ -122,8 +121,7 @@ class DeviceDecoder:
         """Tie the level to arrays before their first step."""
         if inputs is self._inputs:
             return
-        self._given = {name: getattr(inputs, name) for name in _STEP_INPUTS}
-        self._given |= {last_slot_name(b): inputs.last_slots.get(b, inputs.last_position) for b in self._blocks}
+        self._given = inputs.by_name(self._blocks)
         for name, array in self._given.items():
             self._values[name] = _value(array, "cpu" if name in _ON_HOST else self._device)
             self._binding.bind_ortvalue_input(name, self._values[name])

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
-from blockexport.core.signature import Signature, TensorSpec
+from blockexport.core.signature import WRAPPER, Signature, TensorSpec
 from blockexport.errors import ExportError
 from blockexport.export.lower import attention
 from blockexport.export.trace import MarkedProgram
@@ -28,8 +28,6 @@ _ATTENTION = {
 }
 # Statements about tensors that a retrace makes anew, among them that they lie where they were traced.
 _ASSERTION = _OPS.aten._assert_tensor_metadata.default  # noqa: SLF001  (the operator's public name)
-# What the trace wraps a model in; without it, constants have the names that they have in the weight file.
-WRAPPER = "model."
 
 
 @dataclass(frozen=True, slots=True, eq=False)

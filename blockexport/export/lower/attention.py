@@ -6,7 +6,7 @@ values into the cache they are given.
 
 import torch
 
-from blockexport.export.ops import NO_SOFTCAP, NO_WINDOW
+from blockexport.export.ops import NO_SOFTCAP, slots_and_sight
 
 
 def cached_attention(
@@ -24,19 +24,14 @@ def cached_attention(
     """`export.ops.cached_attention`, in place: the cache that is returned is the one that was given."""
     batch, num_heads, seq, head_dim = query.shape
     num_kv_heads, capacity = past_key.shape[1], past_key.shape[2]
-    first = torch.where(total_tokens == seq, 0, last_slot + 1 - seq)
-    slots = first.long()[:, None] + torch.arange(seq, device=query.device)
+    slots, visible = slots_and_sight(last_slot, total_tokens, seq, capacity, window)
     index = slots[:, None, :, None].expand(batch, num_kv_heads, seq, head_dim)
     past_key.scatter_(2, index, key)
     past_value.scatter_(2, index, value)
-    distance = slots[:, None, :, None] - torch.arange(capacity, device=query.device)
-    visible = distance >= 0
-    if window != NO_WINDOW:
-        visible = visible & (distance < window)
     # Query heads that share keys follow one another as if they were tokens, so that keys need not be repeated.
     groups = num_heads // num_kv_heads
     grouped = query.reshape(batch, num_kv_heads, groups * seq, head_dim)
-    visible = visible.expand(batch, groups, seq, capacity).reshape(batch, 1, groups * seq, capacity)
+    visible = visible[:, None].expand(batch, groups, seq, capacity).reshape(batch, 1, groups * seq, capacity)
     attended = _attend(grouped, past_key, past_value, visible, scale, softcap)
     attended = attended.reshape(batch, num_heads, seq, head_dim).transpose(1, 2)
     return attended.reshape(batch, seq, num_heads * head_dim), past_key, past_value

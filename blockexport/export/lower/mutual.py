@@ -8,7 +8,7 @@ also where nothing is filled in yet.
 import torch
 from torch.onnx import ops as onnx_ops
 
-from blockexport.export.ops import NO_WINDOW
+from blockexport.export.ops import slots_and_sight
 
 
 def mutual_attention(
@@ -26,18 +26,9 @@ def mutual_attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The decomposition of `ops.cached_attention` with `mutual`; see there."""
     batch, num_heads, seq, head_dim = query.shape
-    capacity = past_key.shape[2]
-    first = torch.where(total_tokens == seq, torch.zeros_like(last_slot), last_slot + 1 - seq)
-    slots = first.long()[:, None] + torch.arange(seq)
+    slots, visible = slots_and_sight(last_slot, total_tokens, seq, past_key.shape[2], window, mutual)
     index = slots[:, None, :, None].expand(key.shape)
     present_key, present_value = past_key.scatter(2, index, key), past_value.scatter(2, index, value)
-    distance = slots[:, :, None] - torch.arange(capacity)
-    visible = distance >= 0
-    if window != NO_WINDOW:
-        visible = visible & (distance < window)
-    # As numbers: the operator that scatters knows no flags.
-    is_mutual = torch.zeros(batch, capacity).scatter(1, slots, mutual.float()) > 0
-    visible = visible | (mutual[:, :, None] & is_mutual[:, None, :])
     attended: torch.Tensor = onnx_ops.symbolic(
         "Attention",
         (query, present_key, present_value, visible[:, None]),

@@ -52,7 +52,7 @@ def numerics(device: str, tier: Tier, num_levels: int) -> Iterator[Finding]:
         write_weights(folder / WEIGHTS_FILE, tensors)
         opener = AotLevels(folder / WEIGHTS_FILE, signatures, device=device)
         for level in levels:
-            layout = {b: (model.spec.kv[b].num_heads, model.spec.kv[b].head_dim) for b in level.kept}
+            layout = model.spec.kv_layout(level.kept)
             records = check_decoder(opener.decoder(folder / f"{level.name}{SUFFIX}"), layout, cases[level.name])
             failures = [f"{record.check}: {record.max_abs_err:.3g}" for record in records if not record.passed]
             worst = max(record.max_abs_err / record.tolerance for record in records)

@@ -42,20 +42,16 @@ def run() -> Iterator[Finding]:
             used.append(free_bytes())
             yield _numerics(bundle, level, levels, paths[level.name])
         yield _memory(bundle, used)
-        rows = device_rows(_layout(bundle), 1, _CAPACITY)
+        spec = bundle.manifest.model
+        rows = device_rows(spec.kv_layout(range(spec.num_blocks)), 1, _CAPACITY)
         for level in bundle.manifest.levels:
             yield _speed(level, DeviceDecoder(sessions[level.name], rows), rows, bundle)
         yield _whole_graph_on_gpu(paths[bundle.manifest.levels[0].name])
 
 
-def _layout(bundle: Bundle) -> dict[int, tuple[int, int]]:
-    return dict(enumerate((row.num_heads, row.head_dim) for row in bundle.manifest.model.kv))
-
-
 def _numerics(bundle: Bundle, level: LevelEntry, levels: DeviceLevels, path: Path) -> Finding:
     cases = recorded_cases(bundle.folder / PARITY_FILE)[level.name]
-    layout = {block: row for block, row in _layout(bundle).items() if block in level.kept}
-    records = check_decoder(levels.decoder(path), layout, cases)
+    records = check_decoder(levels.decoder(path), bundle.manifest.model.kv_layout(level.kept), cases)
     failures = [f"{record.check}: {record.max_abs_err:.3g}" for record in records if not record.passed]
     worst = max(record.max_abs_err / record.tolerance for record in records)
     return verdict(f"{_NAME}:{level.name}", "gpu", failures, {"error_over_tolerance": worst})

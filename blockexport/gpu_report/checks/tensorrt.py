@@ -1,11 +1,16 @@
-"""TensorRT: load, numerics, pointer sharing and CUDA graph, by the backend's own checks."""
+"""TensorRT, of which there is nothing to check yet; a report says so, lest its absence be read as a pass."""
 
 from collections.abc import Iterator
 
+from blockexport.errors import BackendUnavailableError
 from blockexport.gpu_report.finding import Finding
-from blockexport.gpu_report.optional import findings_of
 
 
 def run() -> Iterator[Finding]:
-    """Whatever `blockexport.backends.tensorrt` has to say."""
-    yield from findings_of("blockexport.backends.tensorrt", "tensorrt")
+    """Nothing.
+
+    Raises:
+        BackendUnavailableError: this version has no such backend.
+    """
+    msg = "this version of blockexport has no TensorRT backend"
+    raise BackendUnavailableError(msg)
