@@ -161,44 +161,38 @@ WRONG: dict[str, Callable[[ImageTokens], ImageTokens]] = {
 }
 
 
-@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any) -> None:
+def gate(served: Served, *, misplaced: Any = None, **altered: Any) -> dict[str, bool]:
+    """The parity gate on the deepest level, its image tokens or what is known of the vision side changed: by check."""
     engines, level = served.runtime.engines, served.ladder.levels[0].name
     assert engines.vision is not None
+    assert engines.spec.vision is not None
     side = engines.vision.single_pass(engines.vision.names[0])
     cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
-    runner = Misplacing(engines.decoder(level), change)
-    records = check_decoder(runner, engines.layout(level), cases, side, engines.spec.vision)
-    passed = {record.check: record.passed for record in records}
+    decoder = engines.decoder(level)
+    runner = decoder if misplaced is None else Misplacing(decoder, misplaced)
+    known = engines.spec.vision.model_copy(update=altered)
+    passed = {r.check: r.passed for r in check_decoder(runner, engines.layout(level), cases, side, known)}
     assert len(passed) == 8
+    return passed
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_the_gate_stops_image_tokens_that_are_wrong(served: Served, change: Any) -> None:
+    passed = gate(served, misplaced=change)
     assert all(ok == (not check.startswith("pictures-")) for check, ok in passed.items())
 
 
 @pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)
-def test_the_gate_stops_positions_that_do_not_count_rows_and_columns(served: Served) -> None:
-    engines, level = served.runtime.engines, served.ladder.levels[0].name
-    vision = engines.spec.vision
-    assert engines.vision is not None
-    assert vision is not None
-    side = engines.vision.single_pass(engines.vision.names[0])
-    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
-    for grid in (None, (3, 2), (1, 6)):
-        other = vision.model_copy(update={"grid": grid})
-        records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, other)
-        assert all(record.passed == (not record.check.startswith("pictures-")) for record in records)
+@pytest.mark.parametrize("grid", [None, (3, 2), (1, 6)])
+def test_the_gate_stops_positions_that_do_not_count_rows_and_columns(served: Served, grid: Any) -> None:
+    passed = gate(served, grid=grid)
+    assert all(ok == (not check.startswith("pictures-")) for check, ok in passed.items())
 
 
 @pytest.mark.parametrize("served", ["molmo2"], indirect=True)
 def test_the_gate_sees_whether_what_belongs_together_comes_together(served: Served) -> None:
-    engines, level = served.runtime.engines, served.ladder.levels[0].name
-    vision = engines.spec.vision
-    assert engines.vision is not None
-    assert vision is not None
-    side = engines.vision.single_pass(engines.vision.names[0])
-    cases = recorded_cases(served.runtime.bundle.folder / PARITY_FILE)[level]
-    parted = vision.model_copy(update={"mutual_tokens": ()})
-    records = check_decoder(engines.decoder(level), engines.layout(level), cases, side, parted)
-    assert [record.check for record in records if not record.passed] == ["pictures-chunked"]
+    passed = gate(served, mutual_tokens=())
+    assert [check for check, ok in passed.items() if not ok] == ["pictures-chunked"]
 
 
 @pytest.mark.parametrize("served", ["qwen2-vl"], indirect=True)

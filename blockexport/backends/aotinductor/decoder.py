@@ -68,11 +68,10 @@ class AotBoundDecoder:
         """Tie the level to arrays, if it is not yet; they are read at every step, whatever they hold by then.
 
         Raises:
-            RequestError: the rows cannot hold the new tokens, or pictures were given.
+            RequestError: pictures were given.
         """
         if inputs is self._inputs:
             return
-        inputs.require_room(self._capacity)
         if inputs.image_tokens is not None:
             msg = "pictures were given to a level that reads text only; leave them out"
             raise RequestError(msg)
@@ -87,8 +86,8 @@ class AotBoundDecoder:
         Raises:
             RequestError: the rows cannot hold the new tokens, or the engine fails on them.
         """
-        self.prepare(inputs)
         inputs.require_room(self._capacity)
+        self.prepare(inputs)
         output = self._run([tensor.to(self._device) for tensor in self._arguments])
         torch.from_numpy(self._logits).copy_(output)
         return self._logits

@@ -81,11 +81,10 @@ class OrtBoundDecoder:
         """Tie the level to arrays, if it is not yet; they are read at every step, whatever they hold by then.
 
         Raises:
-            RequestError: the rows cannot hold the new tokens.
+            RequestError: pictures were given to a level that reads text only.
         """
         if inputs is self._inputs:
             return
-        inputs.require_room(self._capacity)
         for name, array in inputs.by_name(self._rows).items():
             self._bind_input(name, array)
         self._bind_image_tokens(inputs.image_tokens)
@@ -101,8 +100,8 @@ class OrtBoundDecoder:
         Raises:
             RequestError: the rows cannot hold the new tokens, or the engine fails on them.
         """
-        self.prepare(inputs)
         inputs.require_room(self._capacity)
+        self.prepare(inputs)
         try:
             self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:
